@@ -1,0 +1,54 @@
+"""The application: its commands, and how a mistake ends."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from srquant.cli import commands
+from srquant.cli.output import fail
+from srquant.errors import UserError
+
+app = typer.Typer(
+    name="srquant",
+    help="Super-resolution networks at 2, 3, 4 and 8 bit that really run as integers.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (
+    commands.networks,
+    commands.info,
+    commands.quantize,
+    commands.export,
+    commands.verify,
+    commands.evaluate,
+    commands.upscale,
+):
+    app.command()(command)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+    if version:
+        import srquant
+
+        typer.echo(f"srquant {srquant.__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; a user's mistake gives one line and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        fail(str(error))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        fail("interrupted")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)

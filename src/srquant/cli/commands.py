@@ -1,0 +1,196 @@
+"""The commands; each parses, calls one job and prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from srquant.cli import output
+from srquant.config import CalibrationConfig, QuantizationConfig, build
+from srquant.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    pass
+
+ModelArgument = Annotated[Path, typer.Argument(help="Float checkpoint, quantised artefact or exported file.")]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Processor threads; all by default.")]
+EngineOption = Annotated[
+    str, typer.Option(help="auto, simulate, reference, torch, onnxruntime or openvino.", show_default=True)
+]
+
+
+def networks() -> None:
+    """List the networks that srquant knows."""
+    from srquant.networks import NETWORKS
+
+    rows = []
+    for name, network in NETWORKS.items():
+        module = __import__(network.__module__, fromlist=["__doc__"])
+        scales = ", ".join(f"x{scale}" for scale in network.config_type.scales)
+        rows.append([name, scales, (module.__doc__ or "").splitlines()[0]])
+    output.table("", ["network", "scales", "what it is"], rows)
+
+
+def info(file: ModelArgument) -> None:
+    """Tell what a file is: network, scale, size, cost; for a quantised one also its bits."""
+    from srquant.evaluation.description import describe_model
+    from srquant.jobs import load
+
+    output.pairs([("file", str(file)), *describe_model(load(file), file)])
+
+
+def quantize(
+    file: Annotated[Path, typer.Argument(help="Float checkpoint.")],
+    target: Annotated[Path, typer.Option("-o", "--output", help="Artefact to write, .safetensors.")],
+    data: Annotated[Path, typer.Option(help="Folder of pictures to take the ranges from.")],
+    ranges: Annotated[str, typer.Option(help="minmax, percentile or mse.")] = "percentile",
+    percentile: Annotated[float, typer.Option(help="Of the values kept by --ranges percentile.")] = 99.99,
+    weight_bits: Annotated[int, typer.Option(help="2 to 8.")] = 8,
+    activation_bits: Annotated[int, typer.Option(help="2 to 8.")] = 8,
+    placement: Annotated[str, typer.Option(help="Which tensors carry these bits: strict or full.")] = "strict",
+    exact: Annotated[bool, typer.Option("--exact", help="Power-of-two scales: every engine bit for bit.")] = False,
+    images: Annotated[int, typer.Option(help="Pictures to use, one crop each.")] = 100,
+    crop: Annotated[int, typer.Option(help="Side of a crop in low-resolution pixels.")] = 96,
+    seed: Annotated[int, typer.Option(help="Chooses pictures and crops.")] = 0,
+    low_resolution: Annotated[
+        bool, typer.Option("--low-resolution", help="The pictures are network inputs; do not downscale them.")
+    ] = False,
+) -> None:
+    """Quantise a float network without training."""
+    if ranges not in ("minmax", "percentile", "mse"):
+        raise unknown("range method", ranges, ("minmax", "percentile", "mse"))
+    if target.suffix != ".safetensors":
+        raise UserError(f"an artefact ends in '.safetensors', not '{target.suffix}': '{target}'")
+    if not target.absolute().parent.is_dir():
+        raise UserError(f"cannot write '{target}': the folder '{target.parent}' does not exist")
+    quantization: dict[str, Any] = {
+        "weight_bits": weight_bits,
+        "activation_bits": activation_bits,
+        "placement": placement,
+        "ranges": ranges,
+        "percentile": percentile,
+        "exact": exact,
+    }
+    calibration: dict[str, Any] = {"images": images, "crop": crop, "seed": seed, "low_resolution": low_resolution}
+    how, which = build(QuantizationConfig, quantization), build(CalibrationConfig, calibration)
+
+    from srquant import jobs
+    from srquant.evaluation.description import describe_model
+    from srquant.quantizers import save_artefact
+
+    quantized = jobs.quantize(file, data, how, which, progress=output.Bars())
+    save_artefact(quantized, target)
+    output.pairs([("wrote", str(target)), *describe_model(quantized, target)])
+
+
+def export(
+    model: ModelArgument,
+    target: Annotated[Path, typer.Option("-o", "--output", help="File to write: .onnx, or .xml for openvino.")],
+    to: Annotated[str, typer.Option(help="onnx or openvino.")] = "onnx",
+) -> None:
+    """Write a network as an ONNX file or an OpenVINO model."""
+    formats = ("onnx", "openvino")
+    if to not in formats:
+        raise unknown("format", to, formats)
+    from srquant import jobs
+
+    jobs.export(model, target, "onnx" if to == "onnx" else "openvino")
+    output.pairs([("wrote", f"{target} ({target.stat().st_size / 1000:.0f} kB)")])
+
+
+def verify(
+    model: Annotated[Path, typer.Argument(help="Quantised artefact.")],
+    engine: Annotated[list[str] | None, typer.Option(help="Engine to verify; may be repeated.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Picture to run; a drawn one by default.")] = None,
+) -> None:
+    """Compare engines with the integer reference, in output levels."""
+    from srquant.engines import load
+    from srquant.evaluation.verification import VERIFIED_ENGINES, verify
+    from srquant.imaging import read_picture
+
+    pixels = None if picture is None else read_picture(picture).rgb
+    opened = load(model)
+    found = verify(opened, tuple(engine or VERIFIED_ENGINES), picture=pixels, progress=output.Bars())
+    rows = [
+        [v.engine, str(v.largest), f"{100 * v.share:.4f} %", f"{v.psnr:.2f}", str(len(v.left_in_float))] for v in found
+    ]
+    columns = ["engine", "largest difference", "values that differ", "PSNR to reference", "operations in float"]
+    output.table("against the integer reference, in grey levels", columns, rows)
+    for one in found:
+        if one.left_in_float and one.engine != "simulate":
+            output.pairs([(f"{one.engine} computes in float", ", ".join(one.left_in_float))])
+
+
+def evaluate(
+    model: ModelArgument,
+    data: Annotated[list[Path], typer.Option(help="Benchmark set: a folder with HR/, or of pictures; repeatable.")],
+    more: Annotated[list[Path] | None, typer.Argument(help="Further benchmark sets.", show_default=False)] = None,
+    engine: EngineOption = "auto",
+    threads: ThreadsOption = None,
+    json: Annotated[Path | None, typer.Option("--json", help="Also write everything to this JSON file.")] = None,
+    images: Annotated[bool, typer.Option("--images", help="Print every picture's score.")] = False,
+) -> None:
+    """Score a model on benchmark sets."""
+    from srquant import jobs
+
+    result = jobs.evaluate(model, [*data, *(more or [])], engine, threads=threads, progress=output.Bars())
+    output.pairs(
+        [
+            ("model", f"{result.facts.network} x{result.facts.scale}, sha256 {(result.facts.sha256 or '')[:16]}"),
+            ("engine", result.engine),
+            ("placement", result.facts.placement),
+            ("protocol", result.protocol),
+        ]
+    )
+    rows = []
+    for name, score in result.datasets.items():
+        rows.append([name, f"{score.psnr:.3f}", f"{score.ssim:.4f}", str(len(score.images))])
+        rows += [[f"  {i.name}", f"{i.psnr:.3f}", f"{i.ssim:.4f}", ""] for i in score.images if images]
+    output.table("", ["set", "PSNR", "SSIM", "pictures"], rows)
+    if json is not None:
+        result.save(json)
+
+
+def upscale(
+    source: Annotated[Path, typer.Argument(help="Picture or folder of pictures.")],
+    target: Annotated[Path, typer.Option("-o", "--output", help="Picture to write, or a folder.")],
+    model: Annotated[Path, typer.Option("-m", "--model", help="Any model.")],
+    engine: EngineOption = "auto",
+    tile: Annotated[str, typer.Option(help="auto, whole, or a tile's side in low-resolution pixels.")] = "auto",
+    pattern: Annotated[str, typer.Option(help="Names of files written into a folder.")] = "{name}_x{scale}{suffix}",
+    suffix: Annotated[str | None, typer.Option(help="Format of files written into a folder, such as .png.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+    to_8bit: Annotated[bool, typer.Option("--to-8bit", help="Accept deeper pictures and round them.")] = False,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Of JPEG files.")] = 95,
+    strip_metadata: Annotated[bool, typer.Option("--strip-metadata", help="Leave out EXIF and ICC.")] = False,
+    threads: ThreadsOption = None,
+) -> None:
+    """Enlarge a picture, or every picture of a folder."""
+    from srquant.engines import load, open_engine
+    from srquant.upscaling import upscale_path
+
+    written = upscale_path(
+        open_engine(load(model), engine, threads=threads),
+        source,
+        target,
+        tile=_tile(tile),
+        pattern=pattern,
+        suffix=suffix,
+        overwrite=overwrite,
+        reduce_depth=to_8bit,
+        quality=quality,
+        keep_metadata=not strip_metadata,
+        progress=output.Bars(),
+    )
+    output.pairs([("wrote", str(path)) for path in written] or [("wrote", "nothing: every output exists already")])
+
+
+def _tile(text: str) -> Tile:
+    """ "auto", None for the whole picture, or a number."""
+    if text == "whole":
+        return None
+    if text != "auto" and not text.lstrip("-").isdigit():
+        raise UserError(f"tile '{text}': allowed are auto, whole, or a number of pixels")
+    return "auto" if text == "auto" else int(text)

@@ -1,0 +1,67 @@
+"""What people see: tables, progress bars, and one line for a mistake."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+
+console = Console()
+errors = Console(stderr=True, highlight=False)
+
+
+class Bars:
+    """Draws `srquant.progress.Progress` on standard error, and nothing where that is no terminal."""
+
+    def __init__(self) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._progress = RichProgress(*columns, console=errors, transient=True, disable=not sys.stderr.isatty())
+        self._task: TaskID | None = None
+
+    def start(self, name: str, total: int) -> None:
+        """Show a new bar."""
+        self._progress.start()
+        self._task = self._progress.add_task(name, total=total)
+
+    def advance(self) -> None:
+        """Move the bar by one step."""
+        if self._task is not None:
+            self._progress.advance(self._task)
+
+    def finish(self) -> None:
+        """Take the bar away."""
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+            self._task = None
+        self._progress.stop()
+
+
+def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """Print a table; numbers stand right."""
+    shown = Table(title=title or None, title_justify="left", header_style="bold")
+    for index, column in enumerate(columns):
+        shown.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows:
+        shown.add_row(*row)
+    console.print(shown)
+
+
+def pairs(rows: list[tuple[str, str]]) -> None:
+    """Print facts, one a line."""
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        console.print(f"[bold]{name:<{width}}[/bold]  {value}", highlight=False, soft_wrap=True)
+
+
+def fail(message: str) -> None:
+    """Print a mistake in one line on standard error."""
+    errors.print(f"[red]error:[/red] {_escaped(' '.join(message.split()))}", soft_wrap=True)
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

@@ -1,0 +1,84 @@
+"""Exported files: ONNX and OpenVINO models that carry srquant's description of themselves."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from srquant.errors import UserError, missing_package
+from srquant.networks.info import NetworkInfo
+
+METADATA_KEY = "srquant"
+SUFFIXES = (".onnx", ".xml")
+
+
+@dataclass(frozen=True)
+class Description:
+    """What an exported file says about itself; see `srquant.integer.onnx.description`.
+
+    Attributes:
+        info: the float network that it came from.
+        halo: receptive-field radius, None when tiles cannot be exact.
+        provenance: header of the artefact; empty for a float network.
+    """
+
+    info: NetworkInfo
+    halo: int | None
+    provenance: dict[str, Any]
+
+    @classmethod
+    def from_json(cls, text: str) -> Description:
+        """Parse the text that a file carries.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is not such a text.
+        """
+        told = json.loads(text)
+        return cls(NetworkInfo(**told["info"]), told["halo"], told["provenance"])
+
+
+@dataclass(frozen=True)
+class ExportedFile:
+    """An ONNX file, or an OpenVINO model's XML file with its .bin beside it."""
+
+    path: Path
+    description: Description
+
+
+def read_exported(path: Path) -> ExportedFile:
+    """Recognise an exported file.
+
+    Raises:
+        UserError: it cannot be read, or was not written by srquant.
+    """
+    try:
+        text = _onnx_text(path) if path.suffix == ".onnx" else _openvino_text(path)
+    except UserError:
+        raise
+    except Exception as error:  # protobuf and XML readers raise types of their own
+        raise UserError(f"'{path}' is not a readable {path.suffix} model") from error
+    if text is None:
+        raise UserError(f"'{path}' was not exported by srquant: it does not say its network and scale")
+    try:
+        return ExportedFile(path, Description.from_json(text))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"'{path}' describes itself in a way this srquant cannot read") from error
+
+
+def _onnx_text(path: Path) -> str | None:
+    try:
+        import onnx
+    except ImportError as error:
+        raise missing_package("onnx", "reading an ONNX file", "onnx") from error
+    properties = onnx.load(path, load_external_data=False).metadata_props
+    return next((p.value for p in properties if p.key == METADATA_KEY), None)
+
+
+def _openvino_text(path: Path) -> str | None:
+    if not path.with_suffix(".bin").is_file():
+        raise UserError(f"'{path}' needs its weights '{path.with_suffix('.bin').name}' beside it")
+    node = ElementTree.parse(path).find(f"rt_info/{METADATA_KEY}")
+    return None if node is None else node.get("value")

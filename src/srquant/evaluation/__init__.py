@@ -1,0 +1,1 @@
+"""Scores, verification and checks of quantised networks."""

@@ -1,0 +1,68 @@
+"""What a model is, as lines for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from srquant.engines import ExportedFile, Model
+from srquant.networks import NETWORKS
+from srquant.networks.cost import halo, macs, parameters
+from srquant.networks.info import NetworkInfo, SRNetwork
+from srquant.quantizers import QuantizedNetwork
+
+_HEIGHT, _WIDTH = 180, 320
+
+
+def describe_model(model: Model, path: Path) -> list[tuple[str, str]]:
+    """Name and value of every fact worth showing."""
+    size = path.stat().st_size + (path.with_suffix(".bin").stat().st_size if path.suffix == ".xml" else 0)
+    on_disk = ("file size", f"{size / 1000:.1f} kB")
+    if isinstance(model, ExportedFile):
+        return [*_outside(model.description.info, model.description.halo), *_exported(model), on_disk]
+    if isinstance(model, SRNetwork):
+        cost = _cost(model)
+        return [("kind", "float network"), *_outside(model.info, halo(model)), *cost, on_disk]
+    return [("kind", "quantised network"), *_outside(model.info, model.halo), *_quantized(model), on_disk]
+
+
+def _outside(info: NetworkInfo, radius: int | None) -> list[tuple[str, str]]:
+    field = "whole picture" if radius is None else f"{2 * radius + 1} px (halo {radius})"
+    return [("network", info.name), ("scale", f"x{info.scale}"), ("receptive field", field)]
+
+
+def _cost(network: SRNetwork) -> list[tuple[str, str]]:
+    billions = macs(network, _HEIGHT, _WIDTH) / 1e9
+    return [
+        ("parameters", f"{parameters(network):,}"),
+        (
+            "MACs",
+            f"{billions:.2f} G for {_WIDTH}x{_HEIGHT} -> {_WIDTH * network.info.scale}x{_HEIGHT * network.info.scale}",
+        ),
+    ]
+
+
+def _quantized(model: QuantizedNetwork) -> list[tuple[str, str]]:
+    kind = NETWORKS[model.info.name]
+    network = kind.from_config(kind.config_type.from_dict(model.network_config))
+    how, pictures = model.quantization, model.calibration.get("pictures", [])
+    return [
+        *_cost(network),
+        ("bits", f"weights {how.weight_bits}, activations {how.activation_bits}"),
+        ("placement", str(model.placement)),
+        ("scales", "exact: powers of two, even zero points" if how.exact else "any float32"),
+        ("ranges", f"{how.ranges} over {len(pictures)} crops"),
+        ("packed weights", f"{model.storage_bytes() / 1000:.1f} kB (float32: {4 * parameters(network) / 1000:.1f} kB)"),
+    ]
+
+
+def _exported(model: ExportedFile) -> list[tuple[str, str]]:
+    told = model.description.provenance
+    if not told:
+        return [("kind", "exported float network")]
+    how = told["quantization"]
+    return [
+        ("kind", "exported quantised network"),
+        ("bits", f"weights {how['weight_bits']}, activations {how['activation_bits']}"),
+        ("placement", told["placement"]),
+        ("scales", "exact: powers of two, even zero points" if how["exact"] else "any float32"),
+    ]

@@ -1,0 +1,57 @@
+"""The check that a quantised network keeps to its bits."""
+
+from __future__ import annotations
+
+import torch
+
+from srquant.quantizers import QuantizedNetwork
+from srquant.quantizers.grid import Grid
+
+
+def level_counts(network: QuantizedNetwork, picture: torch.Tensor | None = None) -> dict[str, int]:
+    """How many different codes each tensor and each weight takes.
+
+    Args:
+        network: calibrated.
+        picture: float32 [1, C, H, W] with pixel values; by default a noise picture that reaches many codes.
+    """
+    if picture is None:
+        random = torch.Generator().manual_seed(0)
+        picture = torch.randint(0, 256, (1, network.info.channels, 32, 32), generator=random).float()
+    seen: dict[str, set[int]] = {}
+
+    def record(name: str, grid: Grid, values: torch.Tensor) -> None:
+        codes = torch.unique(torch.round(values / grid.scale) + grid.zero_point)
+        seen.setdefault(name, set()).update(int(code) for code in codes)
+
+    hooks = []
+    for name, quantizer in network.activation_quantizers().items():
+        grid = quantizer.grid
+        assert grid is not None
+
+        def hook(_module: object, _inputs: object, output: torch.Tensor, name: str = name, grid: Grid = grid) -> None:
+            record(name, grid, output)
+
+        hooks.append(quantizer.register_forward_hook(hook))
+    try:
+        with torch.inference_mode():
+            network(picture)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    counts = {name: len(codes) for name, codes in seen.items()}
+    weights = {f"{name}.weight": conv.codes()[0] for name, conv in network.convolutions().items()}
+    return counts | {name: len(torch.unique(codes)) for name, codes in weights.items()}
+
+
+def check_levels(network: QuantizedNetwork) -> None:
+    """Assert that every tensor uses at most 2^b codes.
+
+    Raises:
+        RuntimeError: one does not, which is a fault of srquant.
+    """
+    bits = {name: q.bits for name, q in network.activation_quantizers().items()}
+    bits |= {f"{name}.weight": conv.bits for name, conv in network.convolutions().items()}
+    for name, count in level_counts(network).items():
+        if count > 2 ** bits[name]:
+            raise RuntimeError(f"the tensor '{name}' uses {count} codes, more than {bits[name]} bits hold")

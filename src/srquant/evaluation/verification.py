@@ -1,0 +1,94 @@
+"""Verification: every engine against the integer reference, in output levels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from srquant.engines import Engine, Model, Pixels, open_engine
+from srquant.engines.exported import ExportedFile
+from srquant.errors import UserError
+from srquant.networks.info import SRNetwork
+from srquant.progress import Progress
+from srquant.quantizers import QuantizedNetwork
+
+VERIFIED_ENGINES = ("simulate", "torch", "onnxruntime", "openvino")
+
+
+@dataclass(frozen=True)
+class Verification:
+    """One engine against the reference.
+
+    Attributes:
+        engine: its name.
+        largest: largest difference of two pixels in grey levels.
+        share: share of the values that differ at all.
+        psnr: of the engine's picture to the reference's, in dB; inf when equal.
+        left_in_float: operations that the engine does not compute in integers.
+    """
+
+    engine: str
+    largest: int
+    share: float
+    psnr: float
+    left_in_float: tuple[str, ...]
+
+
+def verify(
+    model: Model, engines: Sequence[str] = VERIFIED_ENGINES, *, picture: Pixels | None = None, progress: Progress
+) -> list[Verification]:
+    """Run a quantised network on several engines and compare with the integer reference.
+
+    Args:
+        model: a quantised artefact.
+        engines: names from `srquant.engines.ENGINES`.
+        picture: uint8 [H, W, C]; by default `drawn_picture`.
+        progress: told of every engine.
+
+    Raises:
+        UserError: the model is not a quantised artefact, or an engine is unknown or not installed.
+    """
+    if isinstance(model, ExportedFile):
+        raise UserError("an exported file holds no reference to compare with: verify the artefact it came from")
+    if isinstance(model, SRNetwork):
+        raise UserError("a float network has no integer reference: quantise it first")
+    assert isinstance(model, QuantizedNetwork)
+    picture = drawn_picture(model.info.channels) if picture is None else picture
+    progress.start("verifying", len(engines) + 1)
+    try:
+        wanted = open_engine(model, "reference").run(picture)
+        progress.advance()
+        found = []
+        for name in engines:
+            found.append(compare(open_engine(model, name), picture, wanted))
+            progress.advance()
+    finally:
+        progress.finish()
+    return found
+
+
+def compare(engine: Engine, picture: Pixels, wanted: Pixels) -> Verification:
+    """One engine against the reference's picture."""
+    found = engine.run(picture)
+    difference = np.abs(found.astype(np.int16) - wanted)
+    mean_square = float(np.square(difference.astype(np.float64)).mean())
+    psnr = math.inf if mean_square == 0 else 10 * math.log10(255**2 / mean_square)
+    share = float((difference > 0).mean())
+    return Verification(engine.name, int(difference.max()), share, psnr, tuple(engine.left_in_float()))
+
+
+def drawn_picture(channels: int, height: int = 96, width: int = 128) -> Pixels:
+    """A drawn picture with flats, ramps, edges, circles and grain: uint8 [height, width, channels]."""
+    y, x = np.mgrid[0:height, 0:width].astype(np.float64)
+    random = np.random.default_rng(0)
+    planes = []
+    for channel in range(channels):
+        rings = 60 * np.cos(np.hypot(x - width / 3, y - height / 2) ** 2 / (150 + 40 * channel))
+        ramp = 255 * x / width if channel % 2 else 255 * y / height
+        blocks = 80 * ((x // 16 + y // 12) % 2)
+        grain = random.normal(0, 6, (height, width))
+        planes.append(np.where(x < width / 2, ramp * 0.6 + blocks, 128 + rings) + grain)
+    return np.clip(np.rint(np.stack(planes, axis=-1)), 0, 255).astype(np.uint8)

@@ -1,0 +1,176 @@
+"""The slow, obvious executor that defines what every operation computes.
+
+Accumulators are exact. Where a real number enters, the arithmetic is float32 with rounding to the nearest, ties
+to even, in the order in which ONNX Runtime's x86-64 kernels (AVX2 with fused multiply-add) take the steps, so
+that both agree on every code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from srquant.integer import graph as ops
+from srquant.integer.graph import IntegerGraph, Operation
+from srquant.quantizers.grid import Grid
+
+Codes = NDArray[np.uint8]
+Values = NDArray[np.float32]
+_Inputs = dict[str, Codes]
+
+
+def run(graph: IntegerGraph, picture: Codes) -> Codes:
+    """Enlarge one picture.
+
+    Args:
+        graph: what to compute.
+        picture: uint8 [H, W, C].
+
+    Returns:
+        uint8 [scale*H, scale*W, C].
+    """
+    values: dict[str, Codes] = {graph.input: picture.transpose(2, 0, 1)}
+    last_use = {name: i for i, operation in enumerate(graph.operations) for name in ops.sources(operation)}
+    for i, operation in enumerate(graph.operations):
+        values[operation.output] = compute(graph, operation, values)
+        for name in set(ops.sources(operation)):
+            if last_use[name] == i and name != graph.output:
+                del values[name]
+    return np.ascontiguousarray(values[graph.output].transpose(1, 2, 0))
+
+
+def compute(graph: IntegerGraph, operation: Operation, values: _Inputs) -> Codes:
+    """One operation: the codes [C, H, W] of its output from those of its inputs."""
+    return _KERNELS[type(operation)](graph, operation, values)
+
+
+def _convolution(graph: IntegerGraph, op: ops.Convolution, values: _Inputs) -> Codes:
+    source, target = graph.tensors[op.input].grid, graph.tensors[op.output].grid
+    accumulator = accumulate(op, values[op.input], source.zero_point)
+    multiplier = np.float32(source.scale) * op.weight_scale / np.float32(target.scale)
+    scaled = accumulator.astype(np.float32) * multiplier[:, None, None]
+    return _saturate(np.rint(scaled) + target.zero_point, target, target.zero_point if op.relu else 0)
+
+
+def accumulate(op: ops.Convolution, codes: Codes, zero_point: int) -> NDArray[np.float64]:
+    """The exact sums [O, H', W'] of (code - zero point) * weight, plus bias; whole numbers in float64."""
+    height, width = codes.shape[1:]
+    kernel_height, kernel_width = op.weight.shape[2:]
+    centred = codes.astype(np.float64) - zero_point
+    padded = np.pad(centred, ((0, 0), (op.padding, op.padding), (op.padding, op.padding)))
+    rows, columns = height + 2 * op.padding - kernel_height + 1, width + 2 * op.padding - kernel_width + 1
+    sums = np.tile(op.bias.astype(np.float64)[:, None, None], (1, rows, columns))
+    outputs, inputs = op.weight.shape[0] // op.groups, op.weight.shape[1]
+    weight = op.weight.astype(np.float64)
+    for group in range(op.groups):
+        to, part = slice(group * outputs, (group + 1) * outputs), slice(group * inputs, (group + 1) * inputs)
+        for i in range(kernel_height):
+            for j in range(kernel_width):
+                window = padded[part, i : i + rows, j : j + columns]
+                sums[to] += np.tensordot(weight[to, :, i, j], window, axes=1)
+    return sums
+
+
+def _add(graph: IntegerGraph, op: ops.Add, values: _Inputs) -> Codes:
+    left, right = graph.tensors[op.left].grid, graph.tensors[op.right].grid
+    target = graph.tensors[op.output].grid
+    left_ratio = np.float32(left.scale) / np.float32(target.scale)
+    right_ratio = np.float32(right.scale) / np.float32(target.scale)
+    zero = _multiply_add(left_ratio, left.zero_point, right_ratio * np.float32(right.zero_point))
+    total = _multiply_add(values[op.right], right_ratio, np.float32(target.zero_point) - zero)
+    total = _multiply_add(values[op.left], left_ratio, total)
+    return _saturate(np.rint(total), target)
+
+
+def _multiply(graph: IntegerGraph, op: ops.Multiply, values: _Inputs) -> Codes:
+    left, right = graph.tensors[op.left].grid, graph.tensors[op.right].grid
+    target = graph.tensors[op.output].grid
+    ratio = np.float32(left.scale) * np.float32(right.scale) / np.float32(target.scale)
+    product = _centred(values[op.left], left) * _centred(values[op.right], right)
+    return _saturate(np.rint(product * ratio + np.float32(target.zero_point)), target)
+
+
+def _leaky_relu(graph: IntegerGraph, op: ops.LeakyRelu, values: _Inputs) -> Codes:
+    real = dequantize(values[op.input], graph.tensors[op.input].grid)
+    return quantize(np.where(real < 0, real * op.slope[:, None, None], real), graph.tensors[op.output].grid)
+
+
+def _requantize(graph: IntegerGraph, op: ops.Requantize, values: _Inputs) -> Codes:
+    return quantize(dequantize(values[op.input], graph.tensors[op.input].grid), graph.tensors[op.output].grid)
+
+
+def _pad(graph: IntegerGraph, op: ops.Pad, values: _Inputs) -> Codes:  # noqa: ARG001
+    sides = (op.amount, op.amount)
+    return np.pad(values[op.input], ((0, 0), sides, sides), constant_values=op.code)
+
+
+def _concatenate(graph: IntegerGraph, op: ops.Concatenate, values: _Inputs) -> Codes:  # noqa: ARG001
+    return np.concatenate([values[name] for name in op.inputs])
+
+
+def _pixel_shuffle(graph: IntegerGraph, op: ops.PixelShuffle, values: _Inputs) -> Codes:  # noqa: ARG001
+    codes, factor = values[op.input], op.factor
+    channels, height, width = codes.shape[0] // factor**2, *codes.shape[1:]
+    if op.blocks_first:
+        blocks = codes.reshape(factor, factor, channels, height, width).transpose(2, 3, 0, 4, 1)
+    else:
+        blocks = codes.reshape(channels, factor, factor, height, width).transpose(0, 3, 1, 4, 2)
+    return blocks.reshape(channels, height * factor, width * factor)
+
+
+def _repeat_channels(graph: IntegerGraph, op: ops.RepeatChannels, values: _Inputs) -> Codes:  # noqa: ARG001
+    return np.repeat(values[op.input], op.times, axis=0)
+
+
+def _slice_channels(graph: IntegerGraph, op: ops.SliceChannels, values: _Inputs) -> Codes:  # noqa: ARG001
+    return values[op.input][op.start : op.stop]
+
+
+def _contrast_attention(graph: IntegerGraph, op: ops.ContrastAttention, values: _Inputs) -> Codes:
+    real = dequantize(values[op.input], graph.tensors[op.input].grid).astype(np.float64)
+    mean = real.mean((1, 2))
+    contrast = np.sqrt(np.maximum(np.square(real - mean[:, None, None]).mean((1, 2)), 1e-16)) + mean
+    hidden = np.maximum(op.squeeze @ contrast + op.squeeze_bias, 0)
+    attention = 1 / (1 + np.exp(-(op.excite @ hidden + op.excite_bias)))
+    return quantize(attention.astype(np.float32)[:, None, None], graph.tensors[op.output].grid)
+
+
+_KERNELS: dict[type[Operation], Callable[[IntegerGraph, Any, _Inputs], Codes]] = {
+    ops.Convolution: _convolution,
+    ops.Add: _add,
+    ops.Multiply: _multiply,
+    ops.LeakyRelu: _leaky_relu,
+    ops.Requantize: _requantize,
+    ops.Pad: _pad,
+    ops.Concatenate: _concatenate,
+    ops.PixelShuffle: _pixel_shuffle,
+    ops.RepeatChannels: _repeat_channels,
+    ops.SliceChannels: _slice_channels,
+    ops.ContrastAttention: _contrast_attention,
+}
+
+
+def dequantize(codes: Codes, grid: Grid) -> Values:
+    """Codes of any shape -> real values, float32 (ONNX DequantizeLinear)."""
+    return _centred(codes, grid) * np.float32(grid.scale)
+
+
+def quantize(real: Values, grid: Grid) -> Codes:
+    """Real values of any shape -> codes, rounding ties to even before the zero point (ONNX QuantizeLinear)."""
+    return _saturate(np.rint(real / np.float32(grid.scale)) + grid.zero_point, grid)
+
+
+def _centred(codes: Codes, grid: Grid) -> Values:
+    return codes.astype(np.float32) - np.float32(grid.zero_point)
+
+
+def _saturate(codes: NDArray[Any], grid: Grid, lowest: int = 0) -> Codes:
+    return np.clip(codes, lowest, grid.maximum_code).astype(np.uint8)
+
+
+def _multiply_add(a: Any, b: Any, c: Any) -> Any:
+    """Fused a*b + c for a code and two float32: exact in float64, rounded once to float32."""
+    return np.float32(np.asarray(a, np.float64) * np.float64(b) + np.asarray(c, np.float64))

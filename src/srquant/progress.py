@@ -1,0 +1,34 @@
+"""How long work tells how far it is: the library calls, the command line draws."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """Told of one task after another."""
+
+    def start(self, name: str, total: int) -> None:
+        """A task of `total` equal steps begins."""
+        ...
+
+    def advance(self) -> None:
+        """One step is done."""
+        ...
+
+    def finish(self) -> None:
+        """The task is over, whether or not all steps were done."""
+        ...
+
+
+class Silent:
+    """Draws nothing."""
+
+    def start(self, name: str, total: int) -> None:
+        """Nothing."""
+
+    def advance(self) -> None:
+        """Nothing."""
+
+    def finish(self) -> None:
+        """Nothing."""

@@ -1,0 +1,135 @@
+"""The artefact: a quantised network in one safetensors file.
+
+Tensors: per convolution `NAME.weight` (codes packed at b bits, uint8), `NAME.bias` (int32 codes), `NAME.steps`
+(float32, the deployed step); per activation `NAME.scale` (float32) and `NAME.zero_point` (int32); `float.NAME` for
+what stays in float. The header's metadata holds one JSON text under `srquant_artefact`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+from pydantic import ValidationError
+from safetensors.torch import save_file
+
+import srquant
+from srquant.config import QuantizationConfig
+from srquant.errors import UserError, unknown
+from srquant.files import atomic_path
+from srquant.networks import NETWORKS
+from srquant.quantizers.grid import Grid
+from srquant.quantizers.network import QuantizedNetwork
+from srquant.quantizers.packing import pack, unpack
+
+METADATA_KEY = "srquant_artefact"
+FORMAT = 1
+
+
+def header(network: QuantizedNetwork) -> dict[str, Any]:
+    """What the file says about itself: plain data, the same for the same network."""
+    return {
+        "format": FORMAT,
+        "version": srquant.__version__,
+        "network": network.info.name,
+        "network_config": network.network_config,
+        "quantization": network.quantization.model_dump(),
+        "method": "post-training",
+        "placement": str(network.placement),
+        "calibration": network.calibration,
+    }
+
+
+def save_artefact(network: QuantizedNetwork, path: Path) -> None:
+    """Write the artefact; the same network gives the same bytes.
+
+    Raises:
+        UserError: the path cannot be written.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for name, convolution in network.convolutions().items():
+        weight, bias, steps = convolution.codes()
+        tensors[f"{name}.weight"] = torch.from_numpy(pack(weight.numpy(), convolution.bits))
+        tensors[f"{name}.bias"] = bias
+        tensors[f"{name}.steps"] = steps
+    for name, quantizer in network.activation_quantizers().items():
+        assert quantizer.grid is not None
+        tensors[f"{name}.scale"] = torch.tensor(quantizer.grid.scale, dtype=torch.float32)
+        tensors[f"{name}.zero_point"] = torch.tensor(quantizer.grid.zero_point, dtype=torch.int32)
+    for name, parameter in network.float_parameters().items():
+        tensors[f"float.{name}"] = parameter.detach().clone()
+    metadata = {METADATA_KEY: json.dumps(header(network), sort_keys=True)}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata)
+
+
+def is_artefact(path: Path) -> bool:
+    """Whether the file is a safetensors file that says it is an artefact; False for anything unreadable."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return False
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return METADATA_KEY in (file.metadata() or {})
+    except (safetensors.SafetensorError, OSError):
+        return False
+
+
+def load_artefact(path: Path) -> QuantizedNetwork:
+    """Read an artefact back: the same simulation, bit for bit.
+
+    Raises:
+        UserError: the file is damaged, was written by a newer srquant, or does not fit what it says it is.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            told = json.loads((file.metadata() or {})[METADATA_KEY])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (safetensors.SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+        raise UserError(f"'{path}' is not a readable quantised artefact: {error}") from error
+    if told.get("format") != FORMAT:
+        raise UserError(f"'{path}' has artefact format {told.get('format')}; this srquant reads format {FORMAT}")
+    if told.get("network") not in NETWORKS:
+        raise unknown("network", str(told.get("network")), NETWORKS)
+    try:
+        network = _rebuild(told)
+        _fill(network, tensors)
+    except UserError as error:
+        raise UserError(f"'{path}': {error}") from error
+    except (KeyError, TypeError, ValueError, RuntimeError, ValidationError) as error:
+        raise UserError(f"'{path}' is damaged: {type(error).__name__} {error}".replace("\n", " ")) from error
+    return network
+
+
+def _rebuild(told: dict[str, Any]) -> QuantizedNetwork:
+    """The network with quantisers that the header describes, without its values."""
+    kind = NETWORKS[told["network"]]
+    network = kind.from_config(kind.config_type.from_dict(told["network_config"])).eval()
+    quantized = QuantizedNetwork(network, QuantizationConfig(**told["quantization"]))
+    quantized.calibration = told["calibration"]
+    return quantized
+
+
+def _fill(network: QuantizedNetwork, tensors: dict[str, torch.Tensor]) -> None:
+    """Put codes, scales and float parameters into their places; every tensor must have one."""
+    left = set(tensors)
+
+    def take(name: str) -> torch.Tensor:
+        left.discard(name)
+        return tensors[name]
+
+    for name, quantizer in network.activation_quantizers().items():
+        grid = Grid(float(take(f"{name}.scale")), int(take(f"{name}.zero_point")), 2**quantizer.bits - 1)
+        if not (np.isfinite(grid.scale) and grid.scale > 0 and 0 <= grid.zero_point <= grid.maximum_code):
+            raise UserError(f"the grid of '{name}' is impossible: {grid}")
+        quantizer.grid = grid
+    for name, convolution in network.convolutions().items():
+        shape = tuple(convolution.weight.shape)
+        codes = unpack(take(f"{name}.weight").numpy(), convolution.bits, shape)
+        convolution.restore(torch.from_numpy(codes), take(f"{name}.bias"), take(f"{name}.steps"))
+    network.load_float_parameters({n: take(f"float.{n}") for n in network.float_parameters()})
+    if left:
+        raise UserError(f"tensors without a place: {', '.join(sorted(left)[:3])}")
