@@ -86,7 +86,8 @@ def main() -> None:
     validation = BenchmarkSet("validation", tuple(Pair(path.stem, path, None) for path in held_out))
     print(f"{len(pairs)} training pictures, {len(held_out)} validation pictures", flush=True)
 
-    network = EDSR(EDSRConfig(scale=SCALE, blocks=BLOCKS, width=WIDTH)).to(memory_format=torch.channels_last)
+    network = EDSR(EDSRConfig(scale=SCALE, blocks=BLOCKS, width=WIDTH))
+    network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     average = copy.deepcopy(network).eval()
     optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
     warm_up = 200

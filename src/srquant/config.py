@@ -21,7 +21,8 @@ class QuantizationConfig(BaseModel):
     activation_bits: int = Field(default=8, ge=2, le=8, description="bits of the activations")
     placement: str = Field(default="strict", description="which tensors carry which bits; see `PLACEMENTS`")
     ranges: RangeMethod = Field(default="percentile", description="how the range of an activation is chosen")
-    percentile: float = Field(default=99.99, gt=50, le=100, description="of the values kept by ranges='percentile'")
+    percentile: float = Field(default=99.997, gt=50, le=100, description="of the values kept by ranges='percentile'")
+    equalize: bool = Field(default=True, description="equalise channels where that lowers the calibration error")
     exact: bool = Field(default=False, description="power-of-two scales and even zero points: all engines agree")
 
 

@@ -25,6 +25,7 @@ from srquant.networks.info import SRNetwork
 from srquant.networks.onnx import describe_network, float_onnx
 from srquant.progress import Progress, Silent
 from srquant.quantizers import QuantizedNetwork
+from srquant.quantizers.calibration import quantize_network
 from srquant.upscaling import Tile, upscale_path
 
 ModelOrPath = Model | Path | str
@@ -54,23 +55,11 @@ def quantize(
     if not isinstance(network, SRNetwork):
         raise UserError("only a float network can be quantised; this one is quantised already")
     quantization, calibration = quantization or QuantizationConfig(), calibration or CalibrationConfig()
-    progress = progress or Silent()
-    quantized = QuantizedNetwork(network, quantization)
     crops = calibration_crops(Path(data), network.info.scale, calibration)
-    passes = 1 if quantization.ranges == "minmax" else 2
-
-    def tensors():
-        for crop in crops:
-            yield torch.from_numpy(crop.pixels).permute(2, 0, 1)[None].float()
-            progress.advance()
-
-    progress.start("calibrating", passes * len(crops))
-    try:
-        quantized.calibrate(tensors)
-    finally:
-        progress.finish()
+    tensors = [torch.from_numpy(crop.pixels.copy()).permute(2, 0, 1)[None].float() for crop in crops]
+    quantized = quantize_network(network, quantization, tensors, progress or Silent())
     quantized.calibration = {**calibration.model_dump(), "pictures": [crop.record for crop in crops]}
-    return quantized.eval()
+    return quantized
 
 
 def export(model: ModelOrPath, path: Path | str, to: Literal["onnx", "openvino"] = "onnx") -> None:

@@ -12,7 +12,7 @@ from srquant.config import CalibrationConfig, QuantizationConfig, build
 from srquant.errors import UserError, unknown
 
 if TYPE_CHECKING:
-    pass
+    from srquant.upscaling import Tile
 
 ModelArgument = Annotated[Path, typer.Argument(help="Float checkpoint, quantised artefact or exported file.")]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Processor threads; all by default.")]
@@ -46,10 +46,13 @@ def quantize(
     target: Annotated[Path, typer.Option("-o", "--output", help="Artefact to write, .safetensors.")],
     data: Annotated[Path, typer.Option(help="Folder of pictures to take the ranges from.")],
     ranges: Annotated[str, typer.Option(help="minmax, percentile or mse.")] = "percentile",
-    percentile: Annotated[float, typer.Option(help="Of the values kept by --ranges percentile.")] = 99.99,
+    percentile: Annotated[float, typer.Option(help="Of the values kept by --ranges percentile.")] = 99.997,
     weight_bits: Annotated[int, typer.Option(help="2 to 8.")] = 8,
     activation_bits: Annotated[int, typer.Option(help="2 to 8.")] = 8,
     placement: Annotated[str, typer.Option(help="Which tensors carry these bits: strict or full.")] = "strict",
+    equalize: Annotated[
+        bool, typer.Option("--equalize/--no-equalize", help="Equalise channels where that lowers the error.")
+    ] = True,
     exact: Annotated[bool, typer.Option("--exact", help="Power-of-two scales: every engine bit for bit.")] = False,
     images: Annotated[int, typer.Option(help="Pictures to use, one crop each.")] = 100,
     crop: Annotated[int, typer.Option(help="Side of a crop in low-resolution pixels.")] = 96,
@@ -71,6 +74,7 @@ def quantize(
         "placement": placement,
         "ranges": ranges,
         "percentile": percentile,
+        "equalize": equalize,
         "exact": exact,
     }
     calibration: dict[str, Any] = {"images": images, "crop": crop, "seed": seed, "low_resolution": low_resolution}
@@ -107,12 +111,12 @@ def verify(
 ) -> None:
     """Compare engines with the integer reference, in output levels."""
     from srquant.engines import load
-    from srquant.evaluation.verification import VERIFIED_ENGINES, verify
+    from srquant.evaluation.verification import verify
     from srquant.imaging import read_picture
 
     pixels = None if picture is None else read_picture(picture).rgb
     opened = load(model)
-    found = verify(opened, tuple(engine or VERIFIED_ENGINES), picture=pixels, progress=output.Bars())
+    found = verify(opened, engine or (), picture=pixels, progress=output.Bars())
     rows = [
         [v.engine, str(v.largest), f"{100 * v.share:.4f} %", f"{v.psnr:.2f}", str(len(v.left_in_float))] for v in found
     ]
@@ -135,6 +139,7 @@ def evaluate(
     """Score a model on benchmark sets."""
     from srquant import jobs
 
+    _limit_threads(threads)
     result = jobs.evaluate(model, [*data, *(more or [])], engine, threads=threads, progress=output.Bars())
     output.pairs(
         [
@@ -171,6 +176,7 @@ def upscale(
     from srquant.engines import load, open_engine
     from srquant.upscaling import upscale_path
 
+    _limit_threads(threads)
     written = upscale_path(
         open_engine(load(model), engine, threads=threads),
         source,
@@ -185,6 +191,14 @@ def upscale(
         progress=output.Bars(),
     )
     output.pairs([("wrote", str(path)) for path in written] or [("wrote", "nothing: every output exists already")])
+
+
+def _limit_threads(threads: int | None) -> None:
+    """PyTorch's threads belong to the process; the other engines are told theirs."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
 
 
 def _tile(text: str) -> Tile:

@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from srquant.engines.base import Engine, Pixels
 from srquant.engines.exported import Description, ExportedFile
-from srquant.engines.loading import ENGINES, Model, load, open_engine
+from srquant.engines.loading import ENGINES, Model, installed_engines, load, open_engine
 
-__all__ = ["ENGINES", "Description", "Engine", "ExportedFile", "Model", "Pixels", "load", "open_engine"]
+__all__ = [
+    "ENGINES",
+    "Description",
+    "Engine",
+    "ExportedFile",
+    "Model",
+    "Pixels",
+    "installed_engines",
+    "load",
+    "open_engine",
+]

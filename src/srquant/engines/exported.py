@@ -54,6 +54,8 @@ def read_exported(path: Path) -> ExportedFile:
     Raises:
         UserError: it cannot be read, or was not written by srquant.
     """
+    if not path.is_file():
+        raise UserError(f"'{path}' is a folder" if path.is_dir() else f"cannot load '{path}': there is no such file")
     try:
         text = _onnx_text(path) if path.suffix == ".onnx" else _openvino_text(path)
     except UserError:

@@ -60,7 +60,7 @@ class SimulationEngine:
 
 def to_tensor(picture: Pixels) -> Tensor:
     """uint8 [H, W, C] -> float32 [1, C, H, W] with pixel values, channels last in memory."""
-    values = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None]
+    values = torch.from_numpy(np.require(picture, requirements=["C", "W"])).permute(2, 0, 1)[None]
     return values.float().contiguous(memory_format=torch.channels_last)
 
 

@@ -47,7 +47,7 @@ class IntegerTorchEngine:
     def run(self, picture: Pixels) -> Pixels:
         """uint8 [H, W, C] -> uint8 [scale*H, scale*W, C]."""
         with torch.inference_mode():
-            codes = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None]
+            codes = torch.from_numpy(np.require(picture, requirements=["C", "W"])).permute(2, 0, 1)[None]
             values: _Values = {self._graph.input: codes}
             for i, operation in enumerate(self._graph.operations):
                 values[operation.output] = self._compute(operation, values)

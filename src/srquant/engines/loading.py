@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 from srquant.engines.base import Engine
@@ -39,7 +40,7 @@ def load(path: Path | str) -> Model:
         UserError: the file is missing, damaged, unknown or not srquant's; one line says what was found.
     """
     path = Path(path)
-    if path.suffix in SUFFIXES and path.is_file():
+    if path.suffix in SUFFIXES:
         return read_exported(path)
     return load_artefact(path) if is_artefact(path) else load_network(path)
 
@@ -49,7 +50,7 @@ def open_engine(model: Model, name: str = "auto", *, threads: int | None = None)
 
     Args:
         model: from `load`.
-        name: one of `ENGINES`; "auto" takes torch for a float network and the fastest installed one otherwise.
+        name: one of `ENGINES`; "auto" takes torch for a float network, else the last that is installed.
         threads: for ONNX Runtime and OpenVINO; PyTorch's own setting counts for the others.
 
     Raises:
@@ -102,11 +103,10 @@ def _open_onnx(model: bytes, description: Description, name: str, threads: int |
     return OpenVINOEngine(model, description, threads)
 
 
-def _automatic(model: Model) -> str:
-    from importlib.util import find_spec
+def installed_engines() -> list[str]:
+    """The engines whose packages are installed, in the order of `ENGINES`."""
+    return [name for name in ENGINES if name not in ("onnxruntime", "openvino") or find_spec(name)]
 
-    if isinstance(model, SRNetwork):
-        return "torch"
-    if find_spec("openvino"):
-        return "openvino"
-    return "onnxruntime" if find_spec("onnxruntime") else "torch"
+
+def _automatic(model: Model) -> str:
+    return "torch" if isinstance(model, SRNetwork) else installed_engines()[-1]

@@ -72,6 +72,9 @@ def save_openvino(model: bytes, description: str, path: Path) -> None:
         UserError: the package openvino is missing, or the folder cannot be written.
     """
     openvino = _openvino()
+    for written in (path, path.with_suffix(".bin")):
+        if written.is_dir():
+            raise UserError(f"cannot write '{written}': it is a folder")
     if not path.parent.is_dir():
         raise UserError(f"cannot write '{path}': the folder '{path.parent}' does not exist")
     converted = openvino.Core().read_model(model)

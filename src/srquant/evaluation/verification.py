@@ -8,14 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from srquant.engines import Engine, Model, Pixels, open_engine
+from srquant.engines import Engine, Model, Pixels, installed_engines, open_engine
 from srquant.engines.exported import ExportedFile
 from srquant.errors import UserError
 from srquant.networks.info import SRNetwork
 from srquant.progress import Progress
 from srquant.quantizers import QuantizedNetwork
-
-VERIFIED_ENGINES = ("simulate", "torch", "onnxruntime", "openvino")
 
 
 @dataclass(frozen=True)
@@ -38,13 +36,13 @@ class Verification:
 
 
 def verify(
-    model: Model, engines: Sequence[str] = VERIFIED_ENGINES, *, picture: Pixels | None = None, progress: Progress
+    model: Model, engines: Sequence[str] = (), *, picture: Pixels | None = None, progress: Progress
 ) -> list[Verification]:
     """Run a quantised network on several engines and compare with the integer reference.
 
     Args:
         model: a quantised artefact.
-        engines: names from `srquant.engines.ENGINES`.
+        engines: names from `srquant.engines.ENGINES`; all that are installed by default.
         picture: uint8 [H, W, C]; by default `drawn_picture`.
         progress: told of every engine.
 
@@ -57,6 +55,7 @@ def verify(
         raise UserError("a float network has no integer reference: quantise it first")
     assert isinstance(model, QuantizedNetwork)
     picture = drawn_picture(model.info.channels) if picture is None else picture
+    engines = engines or [name for name in installed_engines() if name != "reference"]
     progress.start("verifying", len(engines) + 1)
     try:
         wanted = open_engine(model, "reference").run(picture)

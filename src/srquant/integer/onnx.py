@@ -146,13 +146,16 @@ def _rounded(writer: _Writer, tensor: str) -> str:
     """The real values of a summand, behind a second, idle pair of Q and DQ if only a convolution made it for this.
 
     OpenVINO fuses convolution and addition and leaves out the rounding between them, unless it is asked for
-    twice. ONNX Runtime removes the second pair.
+    twice, and for a zero point of 0 unless the second time is in int8. ONNX Runtime removes the second pair.
     """
     real, graph = writer.dequantize(tensor), writer.graph
     if not isinstance(graph.producer(tensor), ops.Convolution) or len(graph.readers(tensor)) > 1:
         return real
-    codes = writer.node("QuantizeLinear", [real, *writer.grid(tensor)], f"{tensor}.again")
-    return writer.node("DequantizeLinear", [codes, *writer.grid(tensor)], f"{tensor}.again.real")
+    grid = writer.grid(tensor)
+    if graph.tensors[tensor].grid.zero_point == 0:
+        grid[1] = writer.constant(f"{tensor}.zero_point_int8", np.asarray(-128, np.int8))
+    codes = writer.node("QuantizeLinear", [real, *grid], f"{tensor}.again")
+    return writer.node("DequantizeLinear", [codes, *grid], f"{tensor}.again.real")
 
 
 def _multiply(writer: _Writer, op: ops.Multiply) -> None:

@@ -44,7 +44,7 @@ def header(network: QuantizedNetwork) -> dict[str, Any]:
     }
 
 
-def save_artefact(network: QuantizedNetwork, path: Path) -> None:
+def save_artefact(network: QuantizedNetwork, path: Path | str) -> None:
     """Write the artefact; the same network gives the same bytes.
 
     Raises:
@@ -63,7 +63,7 @@ def save_artefact(network: QuantizedNetwork, path: Path) -> None:
     for name, parameter in network.float_parameters().items():
         tensors[f"float.{name}"] = parameter.detach().clone()
     metadata = {METADATA_KEY: json.dumps(header(network), sort_keys=True)}
-    with atomic_path(path) as temporary:
+    with atomic_path(Path(path)) as temporary:
         save_file(tensors, temporary, metadata)
 
 
@@ -90,11 +90,13 @@ def load_artefact(path: Path) -> QuantizedNetwork:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (safetensors.SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
         raise UserError(f"'{path}' is not a readable quantised artefact: {error}") from error
+    if not isinstance(told, dict):
+        raise UserError(f"'{path}' is not a readable quantised artefact: its header describes nothing")
     if told.get("format") != FORMAT:
         raise UserError(f"'{path}' has artefact format {told.get('format')}; this srquant reads format {FORMAT}")
-    if told.get("network") not in NETWORKS:
-        raise unknown("network", str(told.get("network")), NETWORKS)
     try:
+        if str(told.get("network")) not in NETWORKS:
+            raise unknown("network", str(told.get("network")), NETWORKS)
         network = _rebuild(told)
         _fill(network, tensors)
     except UserError as error:
@@ -129,7 +131,10 @@ def _fill(network: QuantizedNetwork, tensors: dict[str, torch.Tensor]) -> None:
     for name, convolution in network.convolutions().items():
         shape = tuple(convolution.weight.shape)
         codes = unpack(take(f"{name}.weight").numpy(), convolution.bits, shape)
-        convolution.restore(torch.from_numpy(codes), take(f"{name}.bias"), take(f"{name}.steps"))
+        steps = take(f"{name}.steps")
+        if not bool((torch.isfinite(steps) & (steps > 0)).all()):
+            raise UserError(f"the steps of '{name}' are impossible: not all finite and above 0")
+        convolution.restore(torch.from_numpy(codes), take(f"{name}.bias"), steps)
     network.load_float_parameters({n: take(f"float.{n}") for n in network.float_parameters()})
     if left:
         raise UserError(f"tensors without a place: {', '.join(sorted(left)[:3])}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from srquant.config import QuantizationConfig
 from srquant.networks.cost import halo
 from srquant.networks.info import NetworkInfo, SRNetwork
+from srquant.quantizers.equalization import equalize
 from srquant.quantizers.folding import fold
 from srquant.quantizers.grid import grid_from_range
 from srquant.quantizers.insertion import insert_quantizers
@@ -27,6 +28,11 @@ class QuantizedNetwork(nn.Module):
 
     Built from a float network it is not yet usable: `calibrate` (or loading an artefact) gives it its grids.
 
+    Args:
+        network: the float network; it is not changed.
+        quantization: how to quantise it.
+        equalized_on: crops as `calibrate` takes them; the channels are equalised on them first.
+
     Attributes:
         info: what the float network was.
         network_config: plain data that rebuilds the float network.
@@ -37,20 +43,24 @@ class QuantizedNetwork(nn.Module):
         graph: the traced network with quantisers.
     """
 
-    def __init__(self, network: SRNetwork, quantization: QuantizationConfig) -> None:
+    def __init__(
+        self, network: SRNetwork, quantization: QuantizationConfig, *, equalized_on: Sequence[Tensor] = ()
+    ) -> None:
         super().__init__()
         self.info: NetworkInfo = network.info
         self.network_config: dict[str, Any] = asdict(network.config)
         self.quantization = quantization
-        self.halo = halo(network)
         self.calibration: Calibration = {}
         self.graph: fx.GraphModule = fold(network)
+        if equalized_on:
+            equalize(self.graph, equalized_on)
         self.placement: PlacementReport = insert_quantizers(
             self.graph,
             get_placement(quantization.placement),
             quantization.weight_bits,
             quantization.activation_bits,
         )
+        self.halo = halo(network)
 
     def forward(self, picture: Tensor) -> Tensor:
         """Float32 [N,C,H,W], pixel values 0..255 -> [N,C,s*H,s*W], integers 0..255 held as float32."""
@@ -73,7 +83,9 @@ class QuantizedNetwork(nn.Module):
         """
         free = {name: q for name, q in self.activation_quantizers().items() if not q.fixed}
         for quantizer in free.values():
-            quantizer.observer = RangeObserver()
+            quantizer.grid, quantizer.observer = None, RangeObserver()
+        for convolution in self.convolutions().values():
+            convolution.steps = None
         phases = ("extremes",) if self.quantization.ranges == "minmax" else ("extremes", "histogram")
         with torch.inference_mode():
             for phase in phases:

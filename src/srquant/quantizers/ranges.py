@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from srquant.config import RangeMethod
+from srquant.errors import UserError
 
 _BINS = 4096
 
@@ -27,11 +28,17 @@ class RangeObserver:
         self.counts = np.zeros(_BINS, dtype=np.int64)
 
     def see(self, values: Tensor) -> None:
-        """Take in one tensor of any shape."""
+        """Take in one tensor of any shape.
+
+        Raises:
+            UserError: it holds NaN or infinite values (the network diverges on the calibration pictures).
+        """
         if self.phase == "extremes":
-            lower, upper = torch.aminmax(values.detach())
-            self.lower = min(self.lower, float(lower))
-            self.upper = max(self.upper, float(upper))
+            lower, upper = map(float, torch.aminmax(values.detach()))
+            if not (np.isfinite(lower) and np.isfinite(upper)):
+                raise UserError(f"the activation range {lower}..{upper} is not finite: is the network damaged?")
+            self.lower = min(self.lower, lower)
+            self.upper = max(self.upper, upper)
         else:
             counts = torch.histc(values.detach(), bins=_BINS, min=self.lower, max=self.upper)
             self.counts += counts.numpy().astype(np.int64)

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_quantized import float_network, noise, quantized_network
+
+import srquant
+from srquant.engines import installed_engines, load, open_engine
+from srquant.errors import UserError
+from srquant.evaluation.description import describe_model
+from srquant.evaluation.verification import compare, drawn_picture, verify
+from srquant.networks.loading import save_network
+from srquant.progress import Silent
+from srquant.quantizers import save_artefact
+
+
+class Counter(Silent):
+    def __init__(self) -> None:
+        self.told: list[str | int] = []
+
+    def start(self, name: str, total: int) -> None:
+        self.told.append(total)
+
+    def advance(self) -> None:
+        self.told.append("step")
+
+    def finish(self) -> None:
+        self.told.append("end")
+
+
+def test_verify_an_exact_network() -> None:
+    progress = Counter()
+    found = verify(quantized_network("edsr_x2", 2, True, "full"), progress=progress)
+    assert [one.engine for one in found] == [name for name in installed_engines() if name != "reference"]
+    for one in found:
+        assert (one.largest, one.share, one.psnr) == (0, 0.0, math.inf), one.engine
+        assert bool(one.left_in_float) == (one.engine == "simulate")
+    assert progress.told == [5, *["step"] * 5, "end"]
+
+
+def test_verify_takes_the_engines_and_the_picture_it_is_given() -> None:
+    picture = noise(9, 8)
+    (one,) = verify(quantized_network("imdn_x2"), ["onnxruntime"], picture=picture, progress=Silent())
+    assert one.engine == "onnxruntime"
+    assert one.largest == 0
+    assert one.left_in_float
+
+
+def test_compare_counts_levels_and_shares() -> None:
+    engine = open_engine(quantized_network("abpn_x3"), "reference")
+    picture = noise(4, 5)
+    wanted = engine.run(picture).copy()
+    wanted[0, 0] = np.where(wanted[0, 0] < 100, wanted[0, 0] + 7, wanted[0, 0] - 7)
+    found = compare(engine, picture, wanted)
+    assert found.largest == 7
+    assert found.share == 3 / wanted.size
+    assert found.psnr == pytest.approx(10 * math.log10(255**2 / (3 * 49 / wanted.size)))
+
+
+def test_what_cannot_be_verified(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a float network has no integer reference: quantise it first"):
+        verify(float_network("edsr_x2"), progress=Silent())
+    path = tmp_path / "a.onnx"
+    srquant.export(quantized_network("edsr_x2"), path)
+    with pytest.raises(UserError, match="an exported file holds no reference"):
+        verify(load(path), progress=Silent())
+    progress = Counter()
+    with pytest.raises(UserError, match="did you mean 'openvino'"):
+        verify(quantized_network("edsr_x2"), ["openvin"], progress=progress)
+    assert progress.told[-1] == "end"
+
+
+def test_the_drawn_picture_is_always_the_same_and_reaches_all_of_the_range() -> None:
+    picture = drawn_picture(3)
+    assert (picture.shape, picture.dtype) == ((96, 128, 3), np.uint8)
+    assert np.array_equal(picture, drawn_picture(3))
+    assert len(np.unique(picture)) > 200
+
+
+def test_a_description_of_every_kind_of_model(tmp_path: Path) -> None:
+    plain, quantized = tmp_path / "f.safetensors", tmp_path / "q.safetensors"
+    save_network(float_network("edsr_x2"), plain)
+    save_artefact(quantized_network("edsr_x2", 2), quantized)
+    srquant.export(quantized, tmp_path / "q.onnx")
+    srquant.export(quantized, tmp_path / "q.xml", to="openvino")
+    told = {path.name: dict(describe_model(load(path), path)) for path in tmp_path.iterdir() if path.suffix != ".bin"}
+    for facts in told.values():
+        assert (facts["network"], facts["scale"]) == ("edsr", "x2")
+        assert facts["receptive field"] == "17 px (halo 8)"
+    assert told["f.safetensors"]["kind"] == "float network"
+    parameters = sum(p.numel() for p in float_network("edsr_x2").parameters())
+    for name in ("f.safetensors", "q.safetensors"):
+        assert told[name]["parameters"] == f"{parameters:,}"
+        assert told[name]["MACs"].endswith("G for 320x180 -> 640x360")
+    network = quantized_network("edsr_x2", 2)
+    assert told["q.safetensors"]["kind"] == "quantised network"
+    assert told["q.safetensors"]["bits"] == "weights 2, activations 2"
+    assert told["q.safetensors"]["placement"] == str(network.placement)
+    assert told["q.safetensors"]["packed weights"].startswith(f"{network.storage_bytes() / 1000:.1f} kB (float32: ")
+    for name in ("q.onnx", "q.xml"):
+        assert told[name]["kind"] == "exported quantised network"
+        assert told[name]["placement"] == str(network.placement)
+    both = sum((tmp_path / f"q{suffix}").stat().st_size for suffix in (".xml", ".bin"))
+    assert told["q.xml"]["file size"] == f"{both / 1000:.1f} kB"
