@@ -119,7 +119,6 @@ def test_a_layer_without_an_integer_form_is_named_with_its_type(layer: nn.Module
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.xfail(raises=TypeError, reason="the halo of an unknown layer is asked for before its placement")
 def test_a_network_with_an_unsupported_layer_is_a_user_error() -> None:
     with pytest.raises(UserError, match=r"'strange' .*GELU"):
         QuantizedNetwork(WithLayer(nn.GELU()), QuantizationConfig())
