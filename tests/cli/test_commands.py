@@ -272,7 +272,8 @@ def test_wrong_usage_is_exit_code_2(
 
 
 def test_an_interruption_is_told_as_such(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupted() -> None:
+    def interrupted(*, standalone_mode: bool) -> None:
+        assert not standalone_mode
         raise KeyboardInterrupt
 
     monkeypatch.setattr("srquant.cli.app.app", interrupted)

@@ -130,7 +130,7 @@ def test_sink_shuffle_for_every_kernel_and_scale(
 def test_sink_shuffle_fires_and_blocks_first_follows(size: int, factor: int, outputs: int) -> None:
     built = tail(2, factor, size, outputs)
     found = optimize(built)
-    assert kinds(found) == ["Convolution", "Convolution", "PixelShuffle"]
+    assert kinds(found) == ["Pad", "Convolution", "Convolution", "PixelShuffle"]
     assert found.operations[-1].blocks_first  # pyright: ignore[reportAttributeAccessIssue]
     assert_same_pixels(built, found)
 

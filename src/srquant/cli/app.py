@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import typer
 
@@ -13,7 +14,6 @@ from srquant.errors import UserError
 app = typer.Typer(
     name="srquant",
     help="Super-resolution networks at 2, 3, 4 and 8 bit that really run as integers.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -31,22 +31,33 @@ for command in (
 
 
 @app.callback(invoke_without_command=True)
-def _version(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+def _root(
+    context: typer.Context, version: bool = typer.Option(False, "--version", help="Print the version and exit.")
+) -> None:
     if version:
         import srquant
 
         typer.echo(f"srquant {srquant.__version__}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+_UsageError: Any = typer.BadParameter.__base__
+"""What typer raises for wrong words on the command line; it does not export the name."""
 
 
 def main() -> None:
     """Run the command line; a user's mistake gives one line and exit code 2."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except UserError as error:
         fail(str(error))
         sys.exit(2)
-    except KeyboardInterrupt:
+    except _UsageError as error:
+        fail(f"{error.format_message()} (srquant --help tells the words)")
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort):
         fail("interrupted")
         sys.exit(130)
     except BrokenPipeError:

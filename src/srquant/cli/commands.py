@@ -140,6 +140,8 @@ def evaluate(
     from srquant import jobs
 
     _limit_threads(threads)
+    if json is not None and not json.absolute().parent.is_dir():
+        raise UserError(f"cannot write '{json}': the folder '{json.parent}' does not exist")
     result = jobs.evaluate(model, [*data, *(more or [])], engine, threads=threads, progress=output.Bars())
     output.pairs(
         [

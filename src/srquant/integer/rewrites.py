@@ -25,10 +25,10 @@ def optimize(graph: IntegerGraph) -> IntegerGraph:
 
 
 def pad_picture(graph: IntegerGraph) -> IntegerGraph:
-    """conv(x - code, zeros around) -> conv'(x padded with code): OpenVINO has no int8 kernel for the former."""
+    """conv(x - code, zeros around) -> conv'(x padded with code): OpenVINO runs only the latter in int8."""
     picture = graph.tensors[graph.input]
     code, convs = picture.grid.zero_point, graph.readers(graph.input)
-    if code == 0 or not all(isinstance(conv, Convolution) for conv in convs):
+    if not all(isinstance(conv, Convolution) for conv in convs):
         return graph
     grid = replace(picture.grid, zero_point=0)
     tensors = dict(graph.tensors) | {graph.input: replace(picture, grid=grid)}

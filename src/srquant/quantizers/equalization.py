@@ -10,6 +10,7 @@ ranges instead of weight ranges.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterable
 from typing import cast
@@ -25,14 +26,17 @@ _LARGEST_FACTOR = 4.0
 
 
 def equalize(graph_module: fx.GraphModule, crops: Iterable[Tensor]) -> None:
-    """Rescale the channels of a folded network in place.
+    """Rescale the channels of a folded network in place; one whose gradients overflow is left as it is.
 
     Args:
         graph_module: from `fold`, before quantisers are inserted.
         crops: yields float32 [1, C, H, W], pixel values 0..255.
     """
     groups = _ChannelGroups(graph_module)
-    factors = groups.factors(*_measure(graph_module, crops))
+    ranges, importance = _measure(graph_module, crops)
+    if not all(map(math.isfinite, importance.values())):
+        return
+    factors = groups.factors(ranges, importance)
     for node, module in groups.convolutions():
         made = factors[groups.channels[node]]
         read = factors[groups.channels[node.all_input_nodes[0]]]

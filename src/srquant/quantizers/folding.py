@@ -145,7 +145,7 @@ def _into_next_convolutions(graph_module: fx.GraphModule, node: fx.Node) -> bool
     if source.op != "placeholder" or not all(isinstance(conv, nn.Conv2d) for conv in convs):
         return False
     colour = -affine.shift / affine.scale  # the picture value that the network sees as zero
-    code = 2 * round(float(colour.mean()) / 2) if bool(affine.shift.any()) else 0
+    code = 2 * round(min(max(float(colour.mean()), 0.0), 254.0) / 2) if bool(affine.shift.any()) else 0
     residue = affine.scale * code + affine.shift
     for conv in convs:
         assert isinstance(conv, nn.Conv2d)
