@@ -31,8 +31,8 @@ class CalibrationConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    images: int = Field(default=100, ge=1, description="pictures taken from the folder, one crop each")
-    crop: int = Field(default=96, ge=8, description="side of a crop in low-resolution pixels")
+    images: int = Field(default=100, ge=1, le=100_000, description="pictures taken from the folder, one crop each")
+    crop: int = Field(default=96, ge=8, le=1024, description="side of a crop in low-resolution pixels")
     seed: int = Field(default=0, ge=0, description="chooses the pictures and the crops")
     low_resolution: bool = Field(default=False, description="the pictures are network inputs and are not downscaled")
 

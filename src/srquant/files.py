@@ -22,10 +22,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
     Raises:
         UserError: the folder of `target` does not exist or cannot be written, or `target` is a folder.
     """
-    if target.is_dir():
-        raise UserError(f"cannot write '{target}': it is a folder")
-    if not target.parent.is_dir():
-        raise UserError(f"cannot write '{target}': the folder '{target.parent}' does not exist")
+    check_target(target)
     try:
         handle, name = tempfile.mkstemp(prefix=".", suffix=target.suffix, dir=target.parent)
     except OSError as error:
@@ -38,6 +35,24 @@ def atomic_path(target: Path) -> Iterator[Path]:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_target(target: Path) -> None:
+    """Refuse a file that cannot be written, before the work that would be lost.
+
+    Raises:
+        UserError: `target` is a folder, or its own folder does not exist, cannot be written or cannot be reached.
+    """
+    try:
+        is_folder, has_folder = target.is_dir(), target.absolute().parent.is_dir()
+    except OSError as error:
+        raise UserError(f"cannot write '{target}': {error.strerror}") from error
+    if is_folder:
+        raise UserError(f"cannot write '{target}': it is a folder")
+    if not has_folder:
+        raise UserError(f"cannot write '{target}': the folder '{target.parent}' does not exist")
+    if not os.access(target.absolute().parent, os.W_OK):
+        raise UserError(f"cannot write '{target}': the folder '{target.parent}' is not writable")
 
 
 def sha256(path: Path) -> str:

@@ -5,6 +5,7 @@ Every job takes a model as a path or as what `srquant.load` returned.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -17,7 +18,7 @@ from srquant.engines.exported import ExportedFile
 from srquant.engines.openvino import save_openvino
 from srquant.errors import UserError, unknown
 from srquant.evaluation.scores import Evaluation, evaluate_engine, facts
-from srquant.files import atomic_path, sha256
+from srquant.files import atomic_path, check_target, sha256
 from srquant.imaging.crops import calibration_crops
 from srquant.integer import lower
 from srquant.integer.onnx import describe_graph, to_onnx
@@ -56,7 +57,7 @@ def quantize(
         raise UserError("only a float network can be quantised; this one is quantised already")
     quantization, calibration = quantization or QuantizationConfig(), calibration or CalibrationConfig()
     crops = calibration_crops(Path(data), network.info.scale, calibration)
-    tensors = [torch.from_numpy(crop.pixels.copy()).permute(2, 0, 1)[None].float() for crop in crops]
+    tensors = [torch.from_numpy(crop.pixels.copy()).permute(2, 0, 1)[None] for crop in crops]
     quantized = quantize_network(network, quantization, tensors, progress or Silent())
     quantized.calibration = {**calibration.model_dump(), "pictures": [crop.record for crop in crops]}
     return quantized
@@ -76,6 +77,7 @@ def export(model: ModelOrPath, path: Path | str, to: Literal["onnx", "openvino"]
         raise UserError(f"a file of format '{to}' ends in '{suffixes[to]}', not '{path.suffix}': '{path}'")
     if isinstance(opened, ExportedFile):
         raise UserError(f"'{opened.path}' is an exported file already; export the network or the artefact it came from")
+    check_target(path)
     if isinstance(opened, QuantizedNetwork):
         graph = lower(opened)
         content, description = to_onnx(graph), describe_graph(graph)
@@ -132,7 +134,8 @@ def upscale(
         source: a picture or a folder.
         target: a picture's path or a folder.
         engine: what runs the model.
-        tile: side of a tile in low-resolution pixels, None for the whole picture; the result is the same.
+        tile: side of a tile in low-resolution pixels, None for the whole picture; integer engines give
+            the same pixels for every size.
         overwrite: replace files that exist.
 
     Raises:
@@ -147,5 +150,7 @@ def _opened(model: ModelOrPath) -> Model:
 
 
 def _digest(path: Path) -> str:
-    """SHA-256 of a model's file; of an OpenVINO model's weights, which the XML file does not hold."""
-    return sha256(path.with_suffix(".bin") if path.suffix == ".xml" else path)
+    """SHA-256 of a model's file; for an OpenVINO model, of the digests of its two files."""
+    if path.suffix != ".xml":
+        return sha256(path)
+    return hashlib.sha256((sha256(path) + sha256(path.with_suffix(".bin"))).encode()).hexdigest()

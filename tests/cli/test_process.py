@@ -85,3 +85,19 @@ def test_a_mistake_ends_a_process_with_2_and_one_line(arguments: list[str], mess
     assert done.stderr.count("\n") == 1
     assert message in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_an_interruption_says_so_and_leaves_nothing(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, threading, srquant.cli.app as app, srquant.engines as engines\n"
+        "def stuck(path):\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    threading.Event().wait(20)\n"
+        "engines.load = stuck\n"
+        "import sys; sys.argv = ['srquant', 'verify', 'x.safetensors']\n"
+        "app.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert done.returncode == 130
+    assert done.stderr == "error: interrupted\n"
+    assert list(tmp_path.iterdir()) == []

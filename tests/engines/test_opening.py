@@ -151,7 +151,7 @@ def test_a_damaged_graph_is_a_user_error(files: Path, tmp_path: Path, engine: st
             node.op_type = "Covn"
     path = tmp_path / "damaged.onnx"
     onnx.save(model, path)
-    with pytest.raises(UserError, match="cannot load the file") as error:
+    with pytest.raises(UserError, match=r"cannot load the (file|model)") as error:
         open_engine(load(path), engine)
     assert "\n" not in str(error.value)
 
@@ -159,7 +159,7 @@ def test_a_damaged_graph_is_a_user_error(files: Path, tmp_path: Path, engine: st
 def test_openvino_weights_of_the_wrong_length_are_a_user_error(files: Path, tmp_path: Path) -> None:
     shutil.copy(files / "int8.xml", tmp_path / "a.xml")
     (tmp_path / "a.bin").write_bytes((files / "int8.bin").read_bytes()[:100])
-    with pytest.raises(UserError, match="OpenVINO cannot load the file") as error:
+    with pytest.raises(UserError, match=r"OpenVINO cannot load the model: .*(size|bytes|length|file|weights)") as error:
         open_engine(load(tmp_path / "a.xml"), "openvino")
     assert "\n" not in str(error.value)
 

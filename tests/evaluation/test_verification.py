@@ -8,7 +8,7 @@ import pytest
 from small_quantized import float_network, noise, quantized_network
 
 import srquant
-from srquant.engines import installed_engines, load, open_engine
+from srquant.engines import ExportedFile, installed_engines, load, open_engine
 from srquant.errors import UserError
 from srquant.evaluation.description import describe_model
 from srquant.evaluation.verification import compare, drawn_picture, verify
@@ -105,3 +105,15 @@ def test_a_description_of_every_kind_of_model(tmp_path: Path) -> None:
         assert told[name]["placement"] == str(network.placement)
     both = sum((tmp_path / f"q{suffix}").stat().st_size for suffix in (".xml", ".bin"))
     assert told["q.xml"]["file size"] == f"{both / 1000:.1f} kB"
+
+
+def test_an_exported_file_is_checked_against_its_artefact(tmp_path: Path) -> None:
+    network = quantized_network("edsr_x2")
+    srquant.export(network, tmp_path / "a.onnx")
+    exported = load(tmp_path / "a.onnx")
+    assert isinstance(exported, ExportedFile)
+    found = verify(network, exported=exported, progress=Silent())
+    assert [one.engine for one in found] == ["onnxruntime", "openvino"]
+    assert [one.promised for one in found] == [True, False]
+    other = verify(quantized_network("edsr_x2", 2), ["onnxruntime"], exported=exported, progress=Silent())
+    assert other[0].broken, "the file of another artefact"

@@ -241,3 +241,13 @@ def test_an_artefact_is_not_written_into_a_missing_folder(tmp_path: Path) -> Non
     with pytest.raises(UserError, match="does not exist"):
         save_artefact(quantized_network("edsr_x2"), tmp_path / "missing" / "a.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_flipped_bit_in_the_tensors_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_artefact(quantized_network("abpn_x3"), path)
+    content = bytearray(path.read_bytes())
+    content[-7] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="the file is damaged"):
+        load_artefact(path)

@@ -78,13 +78,15 @@ def test_every_convolution_of_the_network_has_an_entry(key: str) -> None:
     assert set(report.weight_bits.values()) == {4, 8}
 
 
-def test_the_attention_of_imdn_is_reported_as_float() -> None:
+def test_layers_that_stay_in_float_are_reported() -> None:
     report = quantized("imdn_x2", "strict", 8).placement
-    assert report.left_in_float == ("imdb1_cca", "imdb2_cca")
-    assert str(report).endswith("; in float: imdb1_cca, imdb2_cca")
+    attention = [name for name, kind in report.left_in_float.items() if kind == "ContrastAttention"]
+    assert attention == ["imdb1_cca", "imdb2_cca"]
+    assert "; in float between 8-bit tensors: 2 ContrastAttention, " in str(report)
     for key in SIX:
-        if key != "imdn_x2":
-            assert not quantized(key, "strict", 8).placement.left_in_float
+        kinds = set(quantized(key, "strict", 8).placement.left_in_float.values())
+        wanted = {"imdn": {"ContrastAttention", "LeakyReLU"}, "srresnet": {"PReLU"}}
+        assert kinds == wanted.get(key.split("_")[0], set()), key
 
 
 def test_an_unknown_placement_names_the_nearest() -> None:

@@ -43,6 +43,7 @@ def _root(
         typer.echo(context.get_help())
 
 
+_INTERRUPTED = 130
 _UsageError: Any = typer.BadParameter.__base__
 """What typer raises for wrong words on the command line; it does not export the name."""
 
@@ -50,7 +51,10 @@ _UsageError: Any = typer.BadParameter.__base__
 def main() -> None:
     """Run the command line; a user's mistake gives one line and exit code 2."""
     try:
-        sys.exit(app(standalone_mode=False))
+        code = app(standalone_mode=False)
+        if code == _INTERRUPTED:  # typer turns Ctrl-C into this code
+            fail("interrupted")
+        sys.exit(code)
     except UserError as error:
         fail(str(error))
         sys.exit(2)
@@ -59,7 +63,13 @@ def main() -> None:
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         fail("interrupted")
-        sys.exit(130)
+        sys.exit(_INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(141)
+    except OSError as error:
+        fail(f"{error.filename or 'the system'}: {error.strerror or error}")
+        sys.exit(2)
+    except MemoryError:
+        fail("out of memory; smaller tiles (--tile) or crops (--crop) need less")
+        sys.exit(2)

@@ -10,6 +10,7 @@ import typer
 from srquant.cli import output
 from srquant.config import CalibrationConfig, QuantizationConfig, build
 from srquant.errors import UserError, unknown
+from srquant.files import check_target
 
 if TYPE_CHECKING:
     from srquant.upscaling import Tile
@@ -66,8 +67,7 @@ def quantize(
         raise unknown("range method", ranges, ("minmax", "percentile", "mse"))
     if target.suffix != ".safetensors":
         raise UserError(f"an artefact ends in '.safetensors', not '{target.suffix}': '{target}'")
-    if not target.absolute().parent.is_dir():
-        raise UserError(f"cannot write '{target}': the folder '{target.parent}' does not exist")
+    check_target(target)
     quantization: dict[str, Any] = {
         "weight_bits": weight_bits,
         "activation_bits": activation_bits,
@@ -107,24 +107,37 @@ def export(
 def verify(
     model: Annotated[Path, typer.Argument(help="Quantised artefact.")],
     engine: Annotated[list[str] | None, typer.Option(help="Engine to verify; may be repeated.")] = None,
+    exported: Annotated[Path | None, typer.Option(help="File exported from the artefact, to run instead.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Picture to run; a drawn one by default.")] = None,
 ) -> None:
-    """Compare engines with the integer reference, in output levels."""
-    from srquant.engines import load
+    """Compare engines with the integer reference, in output levels; exit code 1 where the contract is broken."""
+    from srquant.engines import ExportedFile, load
     from srquant.evaluation.verification import verify
     from srquant.imaging import read_picture
 
     pixels = None if picture is None else read_picture(picture).rgb
-    opened = load(model)
-    found = verify(opened, engine or (), picture=pixels, progress=output.Bars())
+    opened, instead = load(model), None if exported is None else load(exported)
+    if instead is not None and not isinstance(instead, ExportedFile):
+        raise UserError(f"'{exported}' is not an exported file (.onnx, .xml)")
+    found = verify(opened, engine or (), exported=instead, picture=pixels, progress=output.Bars())
     rows = [
-        [v.engine, str(v.largest), f"{100 * v.share:.4f} %", f"{v.psnr:.2f}", str(len(v.left_in_float))] for v in found
+        [
+            one.engine,
+            str(one.largest),
+            f"{100 * one.share:.4f} %",
+            f"{one.psnr:.2f}",
+            str(len(one.left_in_float)),
+            "BROKEN" if one.broken else "kept: equal" if one.promised else "not promised equal",
+        ]
+        for one in found
     ]
-    columns = ["engine", "largest difference", "values that differ", "PSNR to reference", "operations in float"]
+    columns = ["engine", "largest difference", "values that differ", "PSNR", "in float", "contract"]
     output.table("against the integer reference, in grey levels", columns, rows)
     for one in found:
         if one.left_in_float and one.engine != "simulate":
             output.pairs([(f"{one.engine} computes in float", ", ".join(one.left_in_float))])
+    if any(one.broken for one in found):
+        raise typer.Exit(1)
 
 
 def evaluate(
@@ -140,8 +153,8 @@ def evaluate(
     from srquant import jobs
 
     _limit_threads(threads)
-    if json is not None and not json.absolute().parent.is_dir():
-        raise UserError(f"cannot write '{json}': the folder '{json.parent}' does not exist")
+    if json is not None:
+        check_target(json)
     result = jobs.evaluate(model, [*data, *(more or [])], engine, threads=threads, progress=output.Bars())
     output.pairs(
         [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
@@ -43,9 +44,10 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """Print a table; numbers stand right."""
     shown = Table(title=title or None, title_justify="left", header_style="bold")
     for index, column in enumerate(columns):
-        shown.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        numbers = index > 0 and all(row[index][:1] in "-0123456789i" for row in rows)
+        shown.add_column(column, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
-        shown.add_row(*row)
+        shown.add_row(*map(escape, row))
     console.print(shown)
 
 
@@ -53,15 +55,9 @@ def pairs(rows: list[tuple[str, str]]) -> None:
     """Print facts, one a line."""
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
-        console.print(f"[bold]{name:<{width}}[/bold]  {value}", highlight=False, soft_wrap=True)
+        console.print(f"[bold]{name:<{width}}[/bold]  {escape(value)}", highlight=False, soft_wrap=True)
 
 
 def fail(message: str) -> None:
     """Print a mistake in one line on standard error."""
-    errors.print(f"[red]error:[/red] {_escaped(' '.join(message.split()))}", soft_wrap=True)
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
+    errors.print(f"[red]error:[/red] {escape(' '.join(message.split()))}", soft_wrap=True)

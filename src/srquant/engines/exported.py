@@ -10,8 +10,8 @@ from xml.etree import ElementTree
 
 from srquant.errors import UserError, missing_package
 from srquant.networks.info import NetworkInfo
+from srquant.networks.onnx import METADATA_KEY
 
-METADATA_KEY = "srquant"
 SUFFIXES = (".onnx", ".xml")
 
 
@@ -46,6 +46,10 @@ class ExportedFile:
 
     path: Path
     description: Description
+
+    def engines(self) -> tuple[str, ...]:
+        """Names of the engines that can run it."""
+        return ("onnxruntime", "openvino") if self.path.suffix == ".onnx" else ("openvino",)
 
 
 def read_exported(path: Path) -> ExportedFile:

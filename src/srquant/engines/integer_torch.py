@@ -22,6 +22,7 @@ from srquant.integer.rewrites import optimize
 from srquant.quantizers.grid import Grid
 
 _Values = dict[str, Tensor]
+_ON_REAL_NUMBERS = (ops.LeakyRelu, ops.Requantize, ops.Multiply, ops.ContrastAttention)
 _LARGEST_EXACT = 2**24
 """Whole numbers up to here are exact in float32."""
 
@@ -57,9 +58,9 @@ class IntegerTorchEngine:
             return np.ascontiguousarray(values[self._graph.output][0].permute(1, 2, 0).numpy())
 
     def left_in_float(self) -> list[str]:
-        """Operations without an integer form, and all convolutions where oneDNN has no int8."""
-        convolutions = [] if has_onednn_int8() else list(self._convolutions)
-        return self._graph.left_in_float() + convolutions
+        """What is computed on real numbers between codes, and all convolutions where oneDNN has no int8."""
+        real = [o.output for o in self._graph.operations if isinstance(o, _ON_REAL_NUMBERS)]
+        return real + ([] if has_onednn_int8() else list(self._convolutions))
 
     def _compute(self, operation: Operation, values: _Values) -> Tensor:
         if isinstance(operation, ops.Convolution):

@@ -89,12 +89,12 @@ def _open_quantized(network: QuantizedNetwork, name: str, threads: int | None) -
 
 
 def _open_exported(model: ExportedFile, name: str, threads: int | None) -> Engine:
-    if model.path.suffix == ".onnx" and name in ("onnxruntime", "openvino"):
+    if name not in model.engines():
+        able = " or ".join(model.engines())
+        raise UserError(f"the engine '{name}' cannot run '{model.path.name}'; {able} can")
+    if model.path.suffix == ".onnx":
         return _open_onnx(model.path.read_bytes(), model.description, name, threads)
-    if model.path.suffix == ".xml" and name == "openvino":
-        return OpenVINOEngine(model.path, model.description, threads)
-    able = "onnxruntime or openvino" if model.path.suffix == ".onnx" else "openvino"
-    raise UserError(f"the engine '{name}' cannot run '{model.path.name}'; {able} can")
+    return OpenVINOEngine(model.path, model.description, threads)
 
 
 def _open_onnx(model: bytes, description: Description, name: str, threads: int | None) -> Engine:

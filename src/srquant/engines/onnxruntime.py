@@ -46,12 +46,15 @@ class OnnxRuntimeEngine:
         return self._float_nodes
 
 
-_FLOAT_KINDS = ("Conv", "FusedConv", "Add", "Mul", "PRelu", "LeakyRelu", "Sigmoid", "DequantizeLinear")
+_INTEGER_KINDS = (
+    *("QLinearConv", "QLinearAdd", "QLinearMul", "QLinearLeakyRelu", "QLinearConcat", "Clip", "Concat"),
+    *("DepthToSpace", "Gather", "Identity", "Pad", "Reshape", "Slice", "Split", "Transpose"),
+)
 
 
 def _float_nodes(optimized: Path) -> list[str]:
-    """Names of the nodes of an optimised file whose kind computes on real numbers."""
+    """Names of the nodes of an optimised file whose kind is not known to work on codes."""
     import onnx
 
     nodes = onnx.load(optimized).graph.node
-    return [node.name for node in nodes if node.op_type in _FLOAT_KINDS]
+    return [node.name for node in nodes if node.op_type not in _INTEGER_KINDS]

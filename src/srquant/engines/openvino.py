@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ import numpy as np
 from srquant.engines.base import Pixels
 from srquant.engines.exported import METADATA_KEY, Description
 from srquant.errors import UserError, missing_package
+from srquant.files import check_target
 
 FloatPrecision = Literal["f32", "bf16"]
 
@@ -44,7 +46,7 @@ class OpenVINOEngine:
         try:
             self._model = core.compile_model(core.read_model(model), "CPU", settings)
         except RuntimeError as error:
-            raise UserError(f"OpenVINO cannot load the file: {str(error).splitlines()[0]}") from error
+            raise UserError(f"OpenVINO cannot load the model: {_last_line(error)}") from error
         self._request = self._model.create_infer_request()
 
     def run(self, picture: Pixels) -> Pixels:
@@ -72,21 +74,21 @@ def save_openvino(model: bytes, description: str, path: Path) -> None:
         UserError: the package openvino is missing, or the folder cannot be written.
     """
     openvino = _openvino()
-    for written in (path, path.with_suffix(".bin")):
-        if written.is_dir():
-            raise UserError(f"cannot write '{written}': it is a folder")
-    if not path.parent.is_dir():
-        raise UserError(f"cannot write '{path}': the folder '{path.parent}' does not exist")
+    check_target(path)
     converted = openvino.Core().read_model(model)
     converted.set_rt_info(description, [METADATA_KEY])
-    temporary = path.with_name(f".{path.stem}.partial.xml")
     try:
-        openvino.save_model(converted, temporary, compress_to_fp16=False)
-        temporary.with_suffix(".bin").replace(path.with_suffix(".bin"))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-        temporary.with_suffix(".bin").unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as folder:
+            written = Path(folder) / path.name
+            openvino.save_model(converted, written, compress_to_fp16=False)
+            written.with_suffix(".bin").replace(path.with_suffix(".bin"))
+            written.replace(path)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"cannot write '{path}': {_last_line(error)}") from error
+
+
+def _last_line(error: Exception) -> str:
+    return next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
 
 
 def _openvino() -> Any:

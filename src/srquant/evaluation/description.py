@@ -50,7 +50,8 @@ def _quantized(model: QuantizedNetwork) -> list[tuple[str, str]]:
         ("bits", f"weights {how.weight_bits}, activations {how.activation_bits}"),
         ("placement", str(model.placement)),
         ("scales", "exact: powers of two, even zero points" if how.exact else "any float32"),
-        ("ranges", f"{how.ranges} over {len(pictures)} crops"),
+        ("ranges", f"{how.ranges}{f' {how.percentile}' * (how.ranges == 'percentile')} over {len(pictures)} crops"),
+        ("channels", "equalised" if model.equalized else "as they were"),
         ("packed weights", f"{model.storage_bytes() / 1000:.1f} kB (float32: {4 * parameters(network) / 1000:.1f} kB)"),
     ]
 

@@ -18,6 +18,7 @@ from srquant.metrics import Protocol, psnr, ssim
 from srquant.networks.info import SRNetwork
 from srquant.progress import Progress
 from srquant.quantizers import QuantizedNetwork
+from srquant.upscaling import upscale_pixels
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def _score(engine: Engine, benchmark: BenchmarkSet, protocol: Protocol, progress
     try:
         for pair in benchmark.pairs:
             low, high = pair.load(engine.info.scale)
-            enlarged = engine.run(low)
+            enlarged = upscale_pixels(engine, low, None)
             images.append(ImageScore(pair.name, psnr(enlarged, high, protocol), ssim(enlarged, high, protocol)))
             progress.advance()
     finally:

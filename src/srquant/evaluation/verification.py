@@ -26,6 +26,8 @@ class Verification:
         share: share of the values that differ at all.
         psnr: of the engine's picture to the reference's, in dB; inf when equal.
         left_in_float: operations that the engine does not compute in integers.
+        promised: whether the contract promises equality: ONNX Runtime for a network that is integer throughout, and
+            every engine for one with exact scales.
     """
 
     engine: str
@@ -33,16 +35,28 @@ class Verification:
     share: float
     psnr: float
     left_in_float: tuple[str, ...]
+    promised: bool
+
+    @property
+    def broken(self) -> bool:
+        """Whether equality is promised and not kept."""
+        return self.promised and self.largest > 0
 
 
 def verify(
-    model: Model, engines: Sequence[str] = (), *, picture: Pixels | None = None, progress: Progress
+    model: Model,
+    engines: Sequence[str] = (),
+    *,
+    exported: ExportedFile | None = None,
+    picture: Pixels | None = None,
+    progress: Progress,
 ) -> list[Verification]:
     """Run a quantised network on several engines and compare with the integer reference.
 
     Args:
         model: a quantised artefact.
         engines: names from `srquant.engines.ENGINES`; all that are installed by default.
+        exported: a file exported from this artefact, to be run in its stead.
         picture: uint8 [H, W, C]; by default `drawn_picture`.
         progress: told of every engine.
 
@@ -55,28 +69,34 @@ def verify(
         raise UserError("a float network has no integer reference: quantise it first")
     assert isinstance(model, QuantizedNetwork)
     picture = drawn_picture(model.info.channels) if picture is None else picture
-    engines = engines or [name for name in installed_engines() if name != "reference"]
+    if not engines:
+        able = installed_engines() if exported is None else exported.engines()
+        engines = [name for name in able if name != "reference" and name in installed_engines()]
     progress.start("verifying", len(engines) + 1)
     try:
         wanted = open_engine(model, "reference").run(picture)
         progress.advance()
         found = []
         for name in engines:
-            found.append(compare(open_engine(model, name), picture, wanted))
+            engine = open_engine(exported or model, name)
+            in_integers = name == "onnxruntime" and not any(
+                kind == "ContrastAttention" for kind in model.placement.left_in_float.values()
+            )
+            found.append(compare(engine, picture, wanted, promised=model.quantization.exact or in_integers))
             progress.advance()
     finally:
         progress.finish()
     return found
 
 
-def compare(engine: Engine, picture: Pixels, wanted: Pixels) -> Verification:
+def compare(engine: Engine, picture: Pixels, wanted: Pixels, *, promised: bool = False) -> Verification:
     """One engine against the reference's picture."""
     found = engine.run(picture)
     difference = np.abs(found.astype(np.int16) - wanted)
     mean_square = float(np.square(difference.astype(np.float64)).mean())
     psnr = math.inf if mean_square == 0 else 10 * math.log10(255**2 / mean_square)
     share = float((difference > 0).mean())
-    return Verification(engine.name, int(difference.max()), share, psnr, tuple(engine.left_in_float()))
+    return Verification(engine.name, int(difference.max()), share, psnr, tuple(engine.left_in_float()), promised)
 
 
 def drawn_picture(channels: int, height: int = 96, width: int = 128) -> Pixels:

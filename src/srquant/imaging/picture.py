@@ -100,7 +100,7 @@ def read_picture(path: Path, *, reduce_depth: bool = False) -> Picture:
         depth = channel_depth(file)
         if depth > (16 if reduce_depth else 8):
             raise UserError(
-                f"'{path}' has {depth} bits per channel; allowed are 8, and with reduce_depth up to 16, rounded to 8"
+                f"'{path}' has {depth} bits per channel; allowed are 8, up to 16 with reduce_depth (--to-8bit), rounded"
             )
         with Image.open(file, formats=("PNG", "JPEG", "WEBP", "TIFF", "BMP")) as image:
             frames = getattr(image, "n_frames", 1)

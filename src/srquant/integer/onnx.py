@@ -22,14 +22,13 @@ from srquant.files import atomic_path
 from srquant.integer import graph as ops
 from srquant.integer.graph import IntegerGraph, Operation
 from srquant.integer.rewrites import optimize
+from srquant.networks.onnx import METADATA_KEY, OPSET
 from srquant.quantizers.grid import Grid
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
 
-OPSET = 21
 IR_VERSION = 10
-METADATA_KEY = "srquant"
 
 
 def write_onnx(graph: IntegerGraph, path: Path) -> None:

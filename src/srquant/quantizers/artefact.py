@@ -7,7 +7,9 @@ what stays in float. The header's metadata holds one JSON text under `srquant_ar
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,7 @@ def header(network: QuantizedNetwork) -> dict[str, Any]:
         "quantization": network.quantization.model_dump(),
         "method": "post-training",
         "placement": str(network.placement),
+        "equalized": network.equalized,
         "calibration": network.calibration,
     }
 
@@ -62,7 +65,8 @@ def save_artefact(network: QuantizedNetwork, path: Path | str) -> None:
         tensors[f"{name}.zero_point"] = torch.tensor(quantizer.grid.zero_point, dtype=torch.int32)
     for name, parameter in network.float_parameters().items():
         tensors[f"float.{name}"] = parameter.detach().clone()
-    metadata = {METADATA_KEY: json.dumps(header(network), sort_keys=True)}
+    told = {**header(network), "sha256": _digest(tensors)}
+    metadata = {METADATA_KEY: json.dumps(told, sort_keys=True)}
     with atomic_path(Path(path)) as temporary:
         save_file(tensors, temporary, metadata)
 
@@ -98,6 +102,8 @@ def load_artefact(path: Path) -> QuantizedNetwork:
         if str(told.get("network")) not in NETWORKS:
             raise unknown("network", str(told.get("network")), NETWORKS)
         network = _rebuild(told)
+        if told.get("sha256") != _digest(tensors):
+            raise UserError("the tensors are not those that were written: the file is damaged")
         _fill(network, tensors)
     except UserError as error:
         raise UserError(f"'{path}': {error}") from error
@@ -112,6 +118,7 @@ def _rebuild(told: dict[str, Any]) -> QuantizedNetwork:
     network = kind.from_config(kind.config_type.from_dict(told["network_config"])).eval()
     quantized = QuantizedNetwork(network, QuantizationConfig(**told["quantization"]))
     quantized.calibration = told["calibration"]
+    quantized.equalized = bool(told["equalized"])
     return quantized
 
 
@@ -138,3 +145,12 @@ def _fill(network: QuantizedNetwork, tensors: dict[str, torch.Tensor]) -> None:
     network.load_float_parameters({n: take(f"float.{n}") for n in network.float_parameters()})
     if left:
         raise UserError(f"tensors without a place: {', '.join(sorted(left)[:3])}")
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over names, kinds and bytes of all tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -27,7 +27,7 @@ def quantize_network(
     Args:
         network: the float network; it is not changed.
         quantization: how to quantise it.
-        crops: float32 [1, C, H, W] each, pixel values 0..255.
+        crops: uint8 [1, C, H, W] each; they stay in memory, their float32 form one at a time.
         progress: told of every crop.
 
     Raises:
@@ -36,7 +36,7 @@ def quantize_network(
     plain = _calibrated(QuantizedNetwork(network, quantization), crops, progress)
     if not quantization.equalize:
         return plain
-    judges = crops[:: -(-len(crops) // _JUDGES)]
+    judges = [crop.float() for crop in crops[:: -(-len(crops) // _JUDGES)]]
     equalized = _calibrated(QuantizedNetwork(network, quantization, equalized_on=judges), crops, progress)
     reference = fold(network)
     with torch.inference_mode():
@@ -45,13 +45,14 @@ def quantize_network(
             sum(float((one(crop) - y).square().mean()) for crop, y in zip(judges, wanted, strict=True))
             for one in (plain, equalized)
         ]
+    equalized.equalized = True
     return equalized if errors[1] < errors[0] else plain
 
 
 def _calibrated(network: QuantizedNetwork, crops: Sequence[Tensor], progress: Progress) -> QuantizedNetwork:
     def told() -> Iterator[Tensor]:
         for crop in crops:
-            yield crop
+            yield crop.float()
             progress.advance()
 
     passes = 1 if network.quantization.ranges == "minmax" else 2

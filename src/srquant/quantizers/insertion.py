@@ -22,6 +22,9 @@ from srquant.quantizers.placement import Placement, PlacementReport, Stage
 ATTENTION_GRID = Grid(scale=1 / 256, zero_point=0, maximum_code=255)
 """Sigmoid outputs: 0..255/256 in powers of two."""
 
+_IN_FLOAT = (nn.PReLU, nn.LeakyReLU, ContrastAttention)
+"""Layers whose arithmetic between two grids is float32: the placement says so."""
+
 _MOVES = (nn.PixelShuffle, Anchor, InputShift)
 
 
@@ -58,7 +61,7 @@ class _Inserter:
         self.activation_bits = activation_bits
         self.weights: dict[str, int] = {}
         self.activations: dict[str, int] = {}
-        self.in_float: list[str] = []
+        self.in_float: dict[str, str] = {}
 
     def run(self) -> PlacementReport:
         convs = [node for node in self.graph.nodes if isinstance(self.module(node), nn.Conv2d)]
@@ -72,7 +75,7 @@ class _Inserter:
             self.share_grid(node)
         for node in convs:
             self.round_convolution(node, stages[node])
-        return PlacementReport(self.placement.name, self.weights, self.activations, tuple(self.in_float))
+        return PlacementReport(self.placement.name, self.weights, self.activations, self.in_float)
 
     def module(self, node: fx.Node) -> nn.Module | None:
         return module_of(self.graph_module, node)
@@ -138,9 +141,11 @@ class _Inserter:
             quantizer = ActivationQuantizer(8, IMAGE_GRID)
         elif isinstance(self.module(node), ContrastAttention):
             quantizer = ActivationQuantizer(8, ATTENTION_GRID)
-            self.in_float.append(node.name)
         else:
             quantizer = ActivationQuantizer(self.tensor_bits(node, stages))
+        module = self.module(node)
+        if isinstance(module, _IN_FLOAT):
+            self.in_float[node.name] = type(module).__name__
         self.add_quantizer(node, node.name, quantizer)
 
     def tensor_bits(self, node: fx.Node, stages: dict[fx.Node, Stage]) -> int:

@@ -39,6 +39,7 @@ class QuantizedNetwork(nn.Module):
         quantization: how it is quantised.
         placement: which tensor carries how many bits.
         calibration: which pictures the ranges came from (plain data).
+        equalized: whether equalised channels were kept; see `srquant.quantizers.calibration`.
         halo: receptive-field radius in low-resolution pixels; None for a network with global operations.
         graph: the traced network with quantisers.
     """
@@ -51,6 +52,7 @@ class QuantizedNetwork(nn.Module):
         self.network_config: dict[str, Any] = asdict(network.config)
         self.quantization = quantization
         self.calibration: Calibration = {}
+        self.equalized = False
         self.graph: fx.GraphModule = fold(network)
         if equalized_on:
             equalize(self.graph, equalized_on)

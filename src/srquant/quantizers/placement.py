@@ -6,6 +6,7 @@ activations and additions lies between it and a pixel shuffle, or when it comes 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -66,15 +67,24 @@ def get_placement(name: str) -> Placement:
 
 @dataclass(frozen=True)
 class PlacementReport:
-    """What a placement came to on one network; its `str` is printed with every score."""
+    """What a placement came to on one network; its `str` is printed with every score.
+
+    Attributes:
+        placement: its name.
+        weight_bits: of every convolution.
+        activation_bits: of every tensor.
+        left_in_float: the kind of every layer that computes on real numbers between two grids.
+    """
 
     placement: str
     weight_bits: Mapping[str, int]
     activation_bits: Mapping[str, int]
-    left_in_float: tuple[str, ...]
+    left_in_float: Mapping[str, str]
 
     def __str__(self) -> str:
-        float_part = f"; in float: {', '.join(self.left_in_float)}" if self.left_in_float else ""
+        kinds = Counter(self.left_in_float.values())
+        float_part = "; in float between 8-bit tensors: " if kinds else ""
+        float_part += ", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items()))
         return (
             f"{self.placement}: {_counts(self.weight_bits, 'convolutions')}, "
             f"{_counts(self.activation_bits, 'tensors')}{float_part}"

@@ -49,7 +49,7 @@ def count_runs(engine: Engine, picture: Picture, tile: Tile = "auto") -> int:
 def upscale_picture(
     engine: Engine, picture: Picture, tile: Tile = "auto", advance: Callable[[], None] | None = None
 ) -> Picture:
-    """Enlarge a picture; the result is the same for every `tile`.
+    """Enlarge a picture; see `upscale_pixels` for what `tile` does not change.
 
     Alpha is enlarged by the same network, as a grey picture; where it is the same all around a pixel it stays
     as it is, so that what was opaque does not become faintly transparent. Before that, the colours of fully

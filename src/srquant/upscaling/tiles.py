@@ -50,7 +50,7 @@ def check_tile(engine: Engine, tile: Tile) -> None:
     if tile is None or (isinstance(tile, str) and tile == "auto"):
         return
     if isinstance(tile, bool) or not isinstance(tile, (int, np.integer)) or tile < 1:
-        raise UserError(f"tile is {tile!r}; allowed: a whole number of 1 or more, 'auto', or None for whole")
+        raise UserError(f"tile is {tile!r}; allowed: a whole number of 1 or more, 'auto', or whole (None in Python)")
     if engine.halo is None:
         raise UserError(
             f"'{engine.info.name}' cannot be run in tiles of {tile}: the network looks at the whole picture "
@@ -71,7 +71,7 @@ def count_tiles(engine: Engine, height: int, width: int, tile: Tile) -> int:
 def upscale_pixels(
     engine: Engine, picture: Pixels, tile: Tile = "auto", advance: Callable[[], None] | None = None
 ) -> Pixels:
-    """Enlarge pixels; the result is the same for every `tile`.
+    """Enlarge pixels; integer engines give the same pixels for every `tile`, float ones may round a value otherwise.
 
     Args:
         engine: runs the model.
