@@ -18,12 +18,12 @@ from srquant.engines.exported import ExportedFile
 from srquant.engines.openvino import save_openvino
 from srquant.errors import UserError, unknown
 from srquant.evaluation.scores import Evaluation, evaluate_engine, facts
-from srquant.files import atomic_path, check_target, sha256
+from srquant.files import check_target, sha256
 from srquant.imaging.crops import calibration_crops
 from srquant.integer import lower
 from srquant.integer.onnx import describe_graph, to_onnx
 from srquant.networks.info import SRNetwork
-from srquant.networks.onnx import describe_network, float_onnx
+from srquant.networks.onnx import describe_network, float_onnx, write_onnx
 from srquant.progress import Progress, Silent
 from srquant.quantizers import QuantizedNetwork
 from srquant.quantizers.calibration import quantize_network
@@ -83,12 +83,10 @@ def export(model: ModelOrPath, path: Path | str, to: Literal["onnx", "openvino"]
         content, description = to_onnx(graph), describe_graph(graph)
     else:
         content, description = float_onnx(opened), describe_network(opened)
-    onnx_bytes = content.SerializeToString(deterministic=True)
     if to == "openvino":
-        save_openvino(onnx_bytes, description, path)
-        return
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(onnx_bytes)
+        save_openvino(content.SerializeToString(deterministic=True), description, path)
+    else:
+        write_onnx(content, path)
 
 
 def evaluate(

@@ -11,8 +11,9 @@ from hand_graphs import ANY, single_operations
 from small_quantized import CONFIGS, quantized_network
 
 from srquant.errors import UserError
-from srquant.integer import lower, write_onnx
+from srquant.integer import lower
 from srquant.integer.onnx import describe_graph, to_onnx
+from srquant.networks.onnx import write_onnx
 
 
 @pytest.mark.parametrize("bits", [8, 2])
@@ -72,8 +73,8 @@ def test_low_bit_grids_are_clipped_and_eight_bit_ones_are_not() -> None:
 def test_the_same_graph_gives_the_same_bytes(key: str, tmp_path: Path) -> None:
     network = quantized_network(key)
     one, two = tmp_path / "one.onnx", tmp_path / "two.onnx"
-    write_onnx(lower(network), one)
-    write_onnx(lower(network), two)
+    write_onnx(to_onnx(lower(network)), one)
+    write_onnx(to_onnx(lower(network)), two)
     assert one.read_bytes() == two.read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.onnx", "two.onnx"]
 
@@ -102,7 +103,7 @@ def test_a_missing_package_gives_an_install_hint(monkeypatch: pytest.MonkeyPatch
 def test_nothing_is_left_where_nothing_can_be_written(tmp_path: Path) -> None:
     graph = lower(quantized_network("edsr_x2"))
     with pytest.raises(UserError, match="does not exist"):
-        write_onnx(graph, tmp_path / "missing" / "a.onnx")
+        write_onnx(to_onnx(graph), tmp_path / "missing" / "a.onnx")
     with pytest.raises(UserError, match="it is a folder"):
-        write_onnx(graph, tmp_path)
+        write_onnx(to_onnx(graph), tmp_path)
     assert not list(tmp_path.iterdir())

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from srquant.integer.graph import IntegerGraph
 from srquant.integer.lowering import lower
-from srquant.integer.onnx import write_onnx
+from srquant.integer.onnx import to_onnx
 
-__all__ = ["IntegerGraph", "lower", "write_onnx"]
+__all__ = ["IntegerGraph", "lower", "to_onnx"]

@@ -11,14 +11,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from srquant.errors import missing_package
-from srquant.files import atomic_path
 from srquant.integer import graph as ops
 from srquant.integer.graph import IntegerGraph, Operation
 from srquant.integer.rewrites import optimize
@@ -29,17 +27,6 @@ if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
 
 IR_VERSION = 10
-
-
-def write_onnx(graph: IntegerGraph, path: Path) -> None:
-    """Write the ONNX file; the same graph gives the same bytes.
-
-    Raises:
-        UserError: the package onnx is missing or the path cannot be written.
-    """
-    model = to_onnx(graph)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(model.SerializeToString(deterministic=True))
 
 
 def to_onnx(graph: IntegerGraph) -> ModelProto:

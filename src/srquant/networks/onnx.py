@@ -9,12 +9,14 @@ import json
 import logging
 import warnings
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from srquant.errors import missing_package
+from srquant.files import atomic_path
 from srquant.networks.cost import halo
 from srquant.networks.info import SRNetwork
 
@@ -74,6 +76,16 @@ def float_onnx(network: SRNetwork) -> ModelProto:
     onnx.helper.set_model_props(model, {METADATA_KEY: describe_network(network)})
     onnx.checker.check_model(model)
     return model
+
+
+def write_onnx(model: ModelProto, path: Path) -> None:
+    """Write an ONNX model; the same model gives the same bytes.
+
+    Raises:
+        UserError: the path cannot be written.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(model.SerializeToString(deterministic=True))
 
 
 def describe_network(network: SRNetwork) -> str:

@@ -104,11 +104,11 @@ def _upscale_folder(
             continue
         try:
             picture = _prepare(source, result, engine.info.scale, writing)
+            _upscale_file(engine, picture, result, source.name, tile, writing, progress)
         except UserError as error:
             failures.append(str(error))
-            continue
-        _upscale_file(engine, picture, result, source.name, tile, writing, progress)
-        written.append(result)
+        else:
+            written.append(result)
     if failures:
         raise UserError(
             f"{len(failures)} of {len(jobs)} pictures could not be enlarged, the others are done; "
