@@ -90,6 +90,7 @@ def test_a_mistake_ends_a_process_with_2_and_one_line(arguments: list[str], mess
 def test_an_interruption_says_so_and_leaves_nothing(tmp_path: Path) -> None:
     code = (
         "import os, signal, threading, srquant.cli.app as app, srquant.engines as engines\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits it ignored\n"
         "def stuck(path):\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    threading.Event().wait(20)\n"
