@@ -101,7 +101,8 @@ def _digest(network: QuantizedNetwork) -> str:
     """Of the codes of all convolutions, in their order."""
     digest = hashlib.sha256()
     for convolution in network.convolutions().values():
-        for part in convolution.codes():
+        codes = convolution.codes()
+        for part in (codes.weight, codes.bias, codes.steps):
             digest.update(part.numpy().tobytes())
     return digest.hexdigest()[:12]
 

@@ -65,7 +65,7 @@ def test_the_header_says_what_the_file_is(key: str, tmp_path: Path) -> None:
     network = quantized_network(key, 4)
     save_artefact(network, path)
     told, tensors = contents(path)
-    assert told["format"] == 1
+    assert told["format"] == 2
     assert told["version"] == srquant.__version__
     assert told["network"] == network.info.name
     assert told["network_config"]["scale"] == network.info.scale
@@ -191,7 +191,7 @@ TAMPERED: dict[str, Change] = {
     "impossible scale": _set("network_config", "scale", to=5),
     "a billion blocks": _set("network_config", "blocks", to=10**9),
     "config is a text": _set("network_config", to="small"),
-    "newer format": _set("format", to=2),
+    "newer format": _set("format", to=3),
     "no format": _without("format"),
     "no calibration": _without("calibration"),
     "surplus tensor": _tensor("extra", torch.zeros(2)),

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import operator
+
 import pytest
 import torch
 from small_quantized import CONFIGS, SIX, float_network, noise, quantized_network, tensor
@@ -14,6 +16,14 @@ from srquant.quantizers.folding import fold
 from srquant.quantizers.grid import IMAGE_GRID
 from srquant.quantizers.insertion import insert_quantizers
 from srquant.quantizers.placement import get_placement
+
+PAIRS = [
+    (key, name)
+    for key in CONFIGS
+    for name, placement in PLACEMENTS.items()
+    if not placement.layouts or key.split("_")[0] in placement.layouts
+]
+"""Every small network with every placement that is defined for it."""
 
 
 def quantized(key: str, placement: str, bits: int) -> QuantizedNetwork:
@@ -55,8 +65,7 @@ def test_full_puts_the_requested_bits_everywhere_but_on_the_picture() -> None:
     assert all(network.activation_quantizers()[name].grid == IMAGE_GRID for name in fixed)
 
 
-@pytest.mark.parametrize("key", CONFIGS)
-@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize(("key", "placement"), PAIRS)
 def test_at_eight_bit_every_placement_is_the_same(key: str, placement: str) -> None:
     report = quantized(key, placement, 8).placement
     assert set(report.weight_bits.values()) == {8}
@@ -76,6 +85,83 @@ def test_every_convolution_of_the_network_has_an_entry(key: str) -> None:
     }
     assert set(report.weight_bits) == wanted
     assert set(report.weight_bits.values()) == {4, 8}
+
+
+def bits_of(key: str, placement: str) -> dict[str, int]:
+    network = quantized(key, placement, 2)
+    inputs = {name: conv.source for name, conv in network.convolutions().items()}
+    return {name: source.bits for name, source in inputs.items() if source is not None}
+
+
+def test_ddtb_rounds_the_residual_blocks_of_edsr_and_nothing_else() -> None:
+    report = quantized("edsr_x2", "ddtb", 2).placement
+    low = {name for name, bits in report.weight_bits.items() if bits == 2}
+    assert low == {f"body.{b}.body.{c}" for b in (0, 1) for c in (0, 2)}  # the convolution behind the blocks is not
+    two = {name for name, bits in report.activation_bits.items() if bits == 2}
+    inputs, hidden, outputs = {"head_0_2bit", "add_2bit"}, ("body_0_body_1", "body_1_body_1"), "body_{}_body_2"
+    assert two == {*inputs, *hidden, *(outputs.format(b) for b in (0, 1))}
+    assert all(bits_of("edsr_x2", "ddtb")[name] == 2 for name in low)
+
+
+def test_ddtb_official_lets_the_first_convolution_of_a_block_read_the_stream() -> None:
+    clean, official = bits_of("edsr_x2", "ddtb"), bits_of("edsr_x2", "ddtb-official")
+    assert {name for name in clean if clean[name] != official[name]} == {"body.0.body.0", "body.1.body.0"}
+    rdn_clean, rdn_official = bits_of("rdn_x2", "ddtb"), bits_of("rdn_x2", "ddtb-official")
+    assert {name for name in rdn_clean if rdn_clean[name] != rdn_official[name]} == {"GFF.1"}
+
+
+def test_ddtb_carries_the_rounded_block_input_over_the_skip() -> None:
+    graph = quantized("edsr_x2", "ddtb-official", 2).graph.graph
+    first, second, long = graph.find_nodes(op="call_function", target=operator.add)
+    assert {str(node.target) for node in first.args} == {"quantizers.body_0_body_2", "quantizers.head_0_2bit"}
+    assert {str(node.target) for node in second.args} == {"quantizers.body_1_body_2", "quantizers.add_2bit"}
+    assert {str(node.target) for node in long.args} == {"quantizers.body_2", "quantizers.head_0"}
+
+
+def test_ddtb_leaves_the_skips_of_srresnet_alone() -> None:
+    network = quantized("srresnet_x4", "ddtb", 2)
+    assert {name for name, bits in network.placement.weight_bits.items() if bits == 2} == {
+        "body.0.conv1",
+        "body.0.conv2",
+    }
+    block, _ = network.graph.graph.find_nodes(op="call_function", target=operator.add)
+    assert all(network.graph.get_submodule(str(node.target)).bits == 8 for node in block.args)
+
+
+def test_a_placement_told_by_network_refuses_the_others() -> None:
+    with pytest.raises(UserError, match="'ddtb' is defined for edsr, rdn, srresnet, not for 'imdn'"):
+        quantized("imdn_x2", "ddtb", 2)
+
+
+@pytest.mark.parametrize(("key", "placement"), PAIRS)
+def test_with_the_rest_in_float_the_network_computes_as_before(key: str, placement: str) -> None:
+    config = QuantizationConfig(weight_bits=2, activation_bits=2, placement=placement, rest="float")
+    network = float_network(key)
+    simulation = QuantizedNetwork(network, config, trainable=True)
+    assert set(simulation.placement.weight_bits.values()) == {2}
+    assert set(simulation.placement.activation_bits.values()) == {2}
+    assert "everything else in float32 (simulation only)" in str(simulation.placement)
+    picture = tensor(noise(12, 14))
+    with torch.inference_mode():
+        expected = network(picture / 255 * network.info.peak) * 255 / network.info.peak
+        torch.testing.assert_close(simulation(picture), expected, rtol=1e-4, atol=2e-3)
+
+
+def test_the_rest_in_float_is_only_for_training() -> None:
+    with pytest.raises(UserError, match="rest = 'float' is a simulation"):
+        QuantizedNetwork(float_network("edsr_x2"), QuantizationConfig(rest="float"))
+
+
+@pytest.mark.parametrize(("key", "placement"), PAIRS)
+def test_a_trainable_network_has_the_tensors_of_the_deployed_one(key: str, placement: str) -> None:
+    config = QuantizationConfig(weight_bits=2, activation_bits=2, placement=placement)
+    trainable = QuantizedNetwork(float_network(key), config, trainable=True)
+    deployed = QuantizedNetwork(float_network(key), config)
+    assert trainable.placement == deployed.placement
+    assert {n: q.bits for n, q in trainable.activation_quantizers().items()} == {
+        n: q.bits for n, q in deployed.activation_quantizers().items()
+    }
+    assert all(q.channels > 0 for q in trainable.activation_quantizers().values())
 
 
 def test_layers_that_stay_in_float_are_reported() -> None:
@@ -117,7 +203,7 @@ class WithLayer(SRNetwork):
 def test_a_layer_without_an_integer_form_is_named_with_its_type(layer: nn.Module) -> None:
     graph = fold(WithLayer(layer))
     with pytest.raises(UserError, match=f"'strange' .*{type(layer).__name__}") as error:
-        insert_quantizers(graph, PLACEMENTS["strict"], 8, 8)
+        insert_quantizers(graph, "edsr", QuantizationConfig())
     assert "\n" not in str(error.value)
 
 
@@ -134,7 +220,7 @@ class WithFunction(WithLayer):
 def test_a_function_without_an_integer_form_is_named() -> None:
     graph = fold(WithFunction(nn.Identity()))
     with pytest.raises(UserError, match="operation sigmoid"):
-        insert_quantizers(graph, PLACEMENTS["strict"], 8, 8)
+        insert_quantizers(graph, "edsr", QuantizationConfig())
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from srquant.engines.base import Pixels
+from srquant.integer import gated
 from srquant.integer import graph as ops
 from srquant.integer.graph import IntegerGraph, Operation
 from srquant.integer.rewrites import optimize
@@ -42,7 +44,7 @@ class IntegerTorchEngine:
         self._convolutions = {
             operation.output: _prepare(self._graph, operation)
             for operation in self._graph.operations
-            if isinstance(operation, ops.Convolution)
+            if isinstance(operation, ops.Convolution) and not self._graph.is_gated(operation)
         }
 
     def run(self, picture: Pixels) -> Pixels:
@@ -60,13 +62,34 @@ class IntegerTorchEngine:
     def left_in_float(self) -> list[str]:
         """What is computed on real numbers between codes, and all convolutions where oneDNN has no int8."""
         real = [o.output for o in self._graph.operations if isinstance(o, _ON_REAL_NUMBERS)]
+        real += self._graph.gates()
         return real + ([] if has_onednn_int8() else list(self._convolutions))
 
     def _compute(self, operation: Operation, values: _Values) -> Tensor:
+        if self._graph.is_gated(operation):
+            return self._compute_gated(operation, values)
         if isinstance(operation, ops.Convolution):
             codes = values[operation.input].contiguous(memory_format=torch.channels_last)
             return self._convolutions[operation.output](codes)
         return _KERNELS[type(operation)](self._graph, operation, values)
+
+    def _compute_gated(self, operation: Operation, values: _Values) -> Tensor:
+        """By the reference's own arithmetic, the sums by PyTorch."""
+        names = {*ops.sources(operation), *map(ops.picture_scale, ops.sources(operation))}
+        arrays = {name: values[name].squeeze(0).numpy() for name in names if name in values}
+        result = gated.compute(self._graph, operation, arrays, _sums)
+        scale = ops.picture_scale(operation.output)
+        if scale in arrays:
+            values[scale] = torch.from_numpy(arrays[scale])[None]
+        return torch.from_numpy(result)[None]
+
+
+def _sums(op: ops.Convolution, codes: NDArray[np.uint8], zero_point: int) -> NDArray[Any]:
+    """The exact sums [O, H, W] of a convolution of codes [C, H, W]."""
+    dtype = _exact_dtype(op)
+    weight, bias = torch.from_numpy(op.weight).to(dtype), torch.from_numpy(op.bias).to(dtype)
+    centred = torch.from_numpy(codes).to(dtype)[None] - zero_point
+    return functional.conv2d(centred, weight, bias, padding=op.padding, groups=op.groups)[0].numpy()
 
 
 @cache
@@ -123,10 +146,15 @@ def _onednn(op: ops.Convolution, source: Grid, target: Grid) -> Callable[[Tensor
     return run
 
 
+def _exact_dtype(op: ops.Convolution) -> torch.dtype:
+    """float32 where all sums of this convolution are certain to be exact in it, else float64."""
+    largest = np.abs(op.weight.astype(np.int64)).sum((1, 2, 3)).max() * 255 + np.abs(op.bias.astype(np.int64)).max()
+    return torch.float32 if largest < _LARGEST_EXACT else torch.float64
+
+
 def _float(op: ops.Convolution, source: Grid, target: Grid) -> Callable[[Tensor], Tensor]:
     """The same sums in floating point: float32 where they are certain to be exact, else float64."""
-    largest = np.abs(op.weight.astype(np.int64)).sum((1, 2, 3)).max() * 255 + np.abs(op.bias.astype(np.int64)).max()
-    dtype = torch.float32 if largest < _LARGEST_EXACT else torch.float64
+    dtype = _exact_dtype(op)
     weight, bias = torch.from_numpy(op.weight).to(dtype), torch.from_numpy(op.bias).to(dtype)
     multiplier = torch.from_numpy(np.float32(source.scale) * op.weight_scale / np.float32(target.scale))
     lowest = target.zero_point if op.relu else 0

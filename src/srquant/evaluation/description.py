@@ -51,9 +51,18 @@ def _quantized(model: QuantizedNetwork) -> list[tuple[str, str]]:
         ("placement", str(model.placement)),
         ("scales", "exact: powers of two, even zero points" if how.exact else "any float32"),
         ("ranges", f"{how.ranges}{f' {how.percentile}' * (how.ranges == 'percentile')} over {len(pictures)} crops"),
+        ("method", model.method),
+        *_gates(model),
         ("channels", "equalised" if model.equalized else "as they were"),
         ("packed weights", f"{model.storage_bytes() / 1000:.1f} kB (float32: {4 * parameters(network) / 1000:.1f} kB)"),
     ]
+
+
+def _gates(model: QuantizedNetwork) -> list[tuple[str, str]]:
+    """What gates cost, where there are any."""
+    count = len(model.gates())
+    text = f"{count} tensors get their scale picture by picture, by a gate in float32; pictures cannot be tiled"
+    return [("gates", text)] if count else []
 
 
 def _exported(model: ExportedFile) -> list[tuple[str, str]]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 
 from srquant.quantizers import QuantizedNetwork
-from srquant.quantizers.grid import Grid
 
 
 def level_counts(network: QuantizedNetwork, picture: torch.Tensor | None = None) -> dict[str, int]:
-    """How many different codes each tensor and each weight takes.
+    """How many different codes each tensor takes, and each weight in its richest output channel.
 
     Args:
         network: calibrated.
@@ -18,19 +17,12 @@ def level_counts(network: QuantizedNetwork, picture: torch.Tensor | None = None)
     if picture is None:
         random = torch.Generator().manual_seed(0)
         picture = torch.randint(0, 256, (1, network.info.channels, 32, 32), generator=random).float()
-    seen: dict[str, set[int]] = {}
-
-    def record(name: str, grid: Grid, values: torch.Tensor) -> None:
-        codes = torch.unique(torch.round(values / grid.scale) + grid.zero_point)
-        seen.setdefault(name, set()).update(int(code) for code in codes)
-
+    seen: dict[str, set[float]] = {}
     hooks = []
     for name, quantizer in network.activation_quantizers().items():
-        grid = quantizer.grid
-        assert grid is not None
 
-        def hook(_module: object, _inputs: object, output: torch.Tensor, name: str = name, grid: Grid = grid) -> None:
-            record(name, grid, output)
+        def hook(_module: object, _inputs: object, output: torch.Tensor, name: str = name) -> None:
+            seen.setdefault(name, set()).update(torch.unique(output).tolist())
 
         hooks.append(quantizer.register_forward_hook(hook))
     try:
@@ -39,9 +31,9 @@ def level_counts(network: QuantizedNetwork, picture: torch.Tensor | None = None)
     finally:
         for handle in hooks:
             handle.remove()
-    counts = {name: len(codes) for name, codes in seen.items()}
-    weights = {f"{name}.weight": conv.codes()[0] for name, conv in network.convolutions().items()}
-    return counts | {name: len(torch.unique(codes)) for name, codes in weights.items()}
+    counts = {name: len(values) for name, values in seen.items()}
+    weights = {f"{name}.weight": conv.codes().weight for name, conv in network.convolutions().items()}
+    return counts | {name: max(len(torch.unique(codes)) for codes in weight) for name, weight in weights.items()}
 
 
 def check_levels(network: QuantizedNetwork) -> None:

@@ -9,23 +9,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from srquant.networks.info import NetworkInfo
+from srquant.quantizers.gating import PictureGrid
 from srquant.quantizers.grid import Grid
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A value of the graph: [N, channels, H*resolution, W*resolution] codes on a grid."""
+    """A value of the graph: [N, channels, H*resolution, W*resolution].
+
+    Attributes:
+        kind: `codes` on the grid; `gated`: codes whose scale is chosen picture by picture, `grid` telling its
+            zero point and the nominal scale that biases are rounded to; `real`: float32 values on the way to a gate,
+            `grid` telling nothing.
+    """
 
     name: str
     channels: int
     resolution: int
     grid: Grid
+    kind: Literal["codes", "gated", "real"] = "codes"
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +156,28 @@ class ContrastAttention(Operation):
     excite_bias: NDArray[np.float32]
 
 
-FLOAT_OPERATIONS = (ContrastAttention,)
+@dataclass(frozen=True, eq=False)
+class GatedRound(Operation):
+    """Round a tensor to the grid that a gate chooses for this picture.
+
+    The codes are whole multiples of the picture's scale plus `GATED_ZERO`; the scale is a second result,
+    `picture_scale(output)`.
+    """
+
+    input: str
+    picture_grid: PictureGrid
+
+
+GATED_ZERO = 128
+"""Zero point of gated codes, whatever the picture's own is: at up to 7 bits multiples lie within +-127."""
+
+
+def picture_scale(tensor: str) -> str:
+    """Name of the value that holds a gated tensor's scale, float32 []."""
+    return f"{tensor}.picture_scale"
+
+
+FLOAT_OPERATIONS = (ContrastAttention, GatedRound)
 """Operations that no engine computes in integers."""
 
 
@@ -185,6 +214,15 @@ class IntegerGraph:
     def left_in_float(self) -> list[str]:
         """Names of the tensors that are made by float operations."""
         return [o.output for o in self.operations if isinstance(o, FLOAT_OPERATIONS)]
+
+    def gates(self) -> list[str]:
+        """Names of the tensors whose grid is chosen picture by picture."""
+        return [o.output for o in self.operations if isinstance(o, GatedRound)]
+
+    def is_gated(self, operation: Operation) -> bool:
+        """Whether an operation reads or makes a tensor without a grid of its own."""
+        without = {name for name, tensor in self.tensors.items() if tensor.kind != "codes"}
+        return not without.isdisjoint((operation.output, *sources(operation)))
 
 
 def sources(operation: Operation) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import replace
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ from srquant.integer.graph import IntegerGraph, Operation, Tensor
 from srquant.networks.layers import Anchor, ContrastAttention
 from srquant.quantizers.artefact import header
 from srquant.quantizers.folding import module_of
-from srquant.quantizers.grid import Grid, expansion
+from srquant.quantizers.gating import GatedQuantizer
+from srquant.quantizers.grid import IMAGE_GRID, Grid
 from srquant.quantizers.layers import ActivationQuantizer, InputShift, QuantConv2d
 from srquant.quantizers.network import QuantizedNetwork
 
@@ -83,26 +84,40 @@ class _Lowering:
 
     def round(self, node: fx.Node, quantizer: ActivationQuantizer) -> None:
         """The node before a quantiser, together with it."""
-        assert quantizer.grid is not None
+        grid = quantizer.deployed_grid()
         source = node.args[0]
         assert isinstance(source, fx.Node)
         if source.op == "placeholder":
-            self.tensors[node.name] = Tensor(node.name, self.network.info.channels, 1, quantizer.grid)
+            self.tensors[node.name] = Tensor(node.name, self.network.info.channels, 1, grid)
             self.value[node] = node.name
+        elif isinstance(quantizer, GatedQuantizer):
+            self.gate(node, source, quantizer)
         elif source in self.value:
-            self.requantize(node, source, quantizer.grid)
+            self.requantize(node, source, grid)
         else:
-            self.compute(node, source, quantizer.grid)
+            self.compute(node, source, grid)
+
+    def gate(self, node: fx.Node, source: fx.Node, quantizer: GatedQuantizer) -> None:
+        self.make_real(source)
+        tensor = self.tensors[self.read(source)]
+        grid = Grid(quantizer.deployed_grid().scale, ops.GATED_ZERO, 255)
+        gated = replace(tensor, name=node.name, grid=grid, kind="gated")
+        self.emit(node, gated, ops.GatedRound(node.name, tensor.name, quantizer.picture_grid))
+
+    def make_real(self, node: fx.Node) -> None:
+        """Compute a node that has no grid of its own as real values."""
+        if node not in self.value:
+            self.compute(node, node, IMAGE_GRID, kind="real")
 
     def requantize(self, node: fx.Node, source: fx.Node, grid: Grid) -> None:
         tensor = self.tensors[self.value[source]]
-        if tensor.grid == grid:
+        if tensor.grid == grid and tensor.kind == "codes":
             self.value[node] = tensor.name
             return
-        new = replace(tensor, name=node.name, grid=grid)
+        new = replace(tensor, name=node.name, grid=grid, kind="codes")
         self.emit(node, new, ops.Requantize(node.name, tensor.name))
 
-    def compute(self, node: fx.Node, source: fx.Node, grid: Grid) -> None:
+    def compute(self, node: fx.Node, source: fx.Node, grid: Grid, kind: Literal["codes", "real"] = "codes") -> None:
         module = module_of(self.graph_module, source)
         relu = isinstance(module, nn.ReLU)
         if relu:
@@ -110,7 +125,7 @@ class _Lowering:
             module = module_of(self.graph_module, source)
         inputs = [self.tensors[self.read(arg)] for arg in source.all_input_nodes]
         name, first = node.name, inputs[0]
-        tensor = replace(first, name=name, grid=grid)
+        tensor = replace(first, name=name, grid=grid, kind=kind)
         if isinstance(module, QuantConv2d):
             operation = _convolution(name, first.name, module, relu=relu)
             tensor = replace(tensor, channels=module.out_channels)
@@ -134,8 +149,13 @@ class _Lowering:
         self.emit(node, tensor, ops.PixelShuffle(node.name, source.name, factor))
 
     def concatenate(self, node: fx.Node) -> None:
+        gated = isinstance(module_of(self.graph_module, next(iter(node.users))), GatedQuantizer)
+        if gated:
+            for part in node.all_input_nodes:
+                self.make_real(part)
         parts = [self.tensors[self.read(part)] for part in node.all_input_nodes]
         tensor = replace(parts[0], name=node.name, channels=sum(part.channels for part in parts))
+        tensor = replace(tensor, kind="real") if gated else tensor
         self.emit(node, tensor, ops.Concatenate(node.name, tuple(part.name for part in parts)))
 
     def slice(self, node: fx.Node) -> None:
@@ -149,15 +169,15 @@ class _Lowering:
 
 
 def _convolution(output: str, source: str, module: QuantConv2d, *, relu: bool) -> ops.Convolution:
-    weight, bias, steps = module.codes()
+    codes = module.codes()
     padding = module.padding[0]
     assert isinstance(padding, int)
     return ops.Convolution(
         output,
         source,
-        weight=weight.numpy() * np.int8(expansion(module.bits)),
-        bias=bias.numpy(),
-        weight_scale=steps.numpy(),
+        weight=codes.weight.numpy() * np.int8(codes.expansion),
+        bias=codes.bias.numpy(),
+        weight_scale=codes.steps.numpy(),
         padding=padding,
         groups=module.groups,
         relu=relu,

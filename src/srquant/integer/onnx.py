@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from srquant.errors import missing_package
 from srquant.integer import graph as ops
 from srquant.integer.graph import IntegerGraph, Operation
+from srquant.integer.onnx_gated import write_gated
 from srquant.integer.rewrites import optimize
 from srquant.networks.onnx import METADATA_KEY, OPSET
 from srquant.quantizers.grid import Grid
@@ -30,17 +31,21 @@ IR_VERSION = 10
 
 
 def to_onnx(graph: IntegerGraph) -> ModelProto:
-    """The checked ONNX model of a graph, after the exact rewrites."""
+    """The checked ONNX model of a graph, after the exact rewrites.
+
+    Raises:
+        UserError: the package is missing.
+    """
     try:
         import onnx
     except ImportError as error:
         raise missing_package("onnx", "export to ONNX", "onnx") from error
-    model = _Writer(optimize(graph)).model()
+    model = Writer(optimize(graph)).model()
     onnx.checker.check_model(model, full_check=True)
     return model
 
 
-class _Writer:
+class Writer:
     """Collects nodes and constants; every tensor of the graph is one uint8 value of the same name."""
 
     def __init__(self, graph: IntegerGraph) -> None:
@@ -50,12 +55,14 @@ class _Writer:
         self.real: dict[str, str] = {}
 
     def model(self) -> ModelProto:
+        """The whole model."""
         from onnx import TensorProto, helper
 
         channels = self.graph.info.channels
         self.node("Transpose", ["picture"], self.graph.input, perm=[0, 3, 1, 2])
         for operation in self.graph.operations:
-            _TRANSLATIONS[type(operation)](self, operation)
+            write = write_gated if self.graph.is_gated(operation) else _TRANSLATIONS[type(operation)]
+            write(self, operation)
         self.node("Transpose", [self.graph.output], "enlarged", perm=[0, 2, 3, 1])
         uint8 = TensorProto.UINT8
         inputs = [helper.make_tensor_value_info("picture", uint8, ["N", "H", "W", channels])]
@@ -67,12 +74,14 @@ class _Writer:
         return model
 
     def node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        """Add a node; returns the name of its output."""
         from onnx import helper
 
         self.nodes.append(helper.make_node(kind, inputs, [output], name=f"{output}:{kind}", **attributes))
         return output
 
     def constant(self, name: str, values: NDArray[Any]) -> str:
+        """Add a constant, or find it again; returns its name."""
         from onnx import numpy_helper
 
         self.constants[name] = numpy_helper.from_array(values.copy(order="C"), name)
@@ -107,7 +116,7 @@ class _Writer:
         return self.node("DequantizeLinear", inputs, f"{name}.real", axis=0)
 
 
-def _convolution(writer: _Writer, op: ops.Convolution) -> None:
+def _convolution(writer: Writer, op: ops.Convolution) -> None:
     source: Grid = writer.graph.tensors[op.input].grid
     weight = writer.weight(f"{op.output}.weight", op.weight, op.weight_scale)
     bias = writer.weight(f"{op.output}.bias", op.bias, np.float32(source.scale) * op.weight_scale)
@@ -123,12 +132,12 @@ def _convolution(writer: _Writer, op: ops.Convolution) -> None:
     writer.quantize(real, op.output, zero_point if op.relu else 0)
 
 
-def _add(writer: _Writer, op: ops.Add) -> None:
+def _add(writer: Writer, op: ops.Add) -> None:
     real = writer.node("Add", [_rounded(writer, op.left), _rounded(writer, op.right)], f"{op.output}.sum")
     writer.quantize(real, op.output)
 
 
-def _rounded(writer: _Writer, tensor: str) -> str:
+def _rounded(writer: Writer, tensor: str) -> str:
     """The real values of a summand, behind a second, idle pair of Q and DQ if only a convolution made it for this.
 
     OpenVINO fuses convolution and addition and leaves out the rounding between them, unless it is asked for
@@ -144,12 +153,12 @@ def _rounded(writer: _Writer, tensor: str) -> str:
     return writer.node("DequantizeLinear", [codes, *grid], f"{tensor}.again.real")
 
 
-def _multiply(writer: _Writer, op: ops.Multiply) -> None:
+def _multiply(writer: Writer, op: ops.Multiply) -> None:
     real = writer.node("Mul", [writer.dequantize(op.left), writer.dequantize(op.right)], f"{op.output}.product")
     writer.quantize(real, op.output)
 
 
-def _leaky_relu(writer: _Writer, op: ops.LeakyRelu) -> None:
+def _leaky_relu(writer: Writer, op: ops.LeakyRelu) -> None:
     source = writer.dequantize(op.input)
     if len(op.slope) == 1:
         real = writer.node("LeakyRelu", [source], f"{op.output}.leaky", alpha=float(op.slope[0]))
@@ -159,31 +168,31 @@ def _leaky_relu(writer: _Writer, op: ops.LeakyRelu) -> None:
     writer.quantize(real, op.output)
 
 
-def _requantize(writer: _Writer, op: ops.Requantize) -> None:
+def _requantize(writer: Writer, op: ops.Requantize) -> None:
     writer.quantize(writer.dequantize(op.input), op.output)
 
 
-def _pad(writer: _Writer, op: ops.Pad) -> None:
+def _pad(writer: Writer, op: ops.Pad) -> None:
     sides = writer.constant(f"{op.output}.sides", np.array([0, 0, *[op.amount] * 2, 0, 0, *[op.amount] * 2]))
     code = writer.constant(f"{op.output}.code", np.asarray(op.code, np.uint8))
     writer.node("Pad", [op.input, sides, code], op.output)
 
 
-def _concatenate(writer: _Writer, op: ops.Concatenate) -> None:
+def _concatenate(writer: Writer, op: ops.Concatenate) -> None:
     writer.node("Concat", list(op.inputs), op.output, axis=1)
 
 
-def _pixel_shuffle(writer: _Writer, op: ops.PixelShuffle) -> None:
+def _pixel_shuffle(writer: Writer, op: ops.PixelShuffle) -> None:
     mode = "DCR" if op.blocks_first else "CRD"
     writer.node("DepthToSpace", [op.input], op.output, blocksize=op.factor, mode=mode)
 
 
-def _repeat_channels(writer: _Writer, op: ops.RepeatChannels) -> None:
+def _repeat_channels(writer: Writer, op: ops.RepeatChannels) -> None:
     order = np.repeat(np.arange(writer.graph.tensors[op.input].channels), op.times)
     writer.node("Gather", [op.input, writer.constant(f"{op.output}.order", order)], op.output, axis=1)
 
 
-def _slice_channels(writer: _Writer, op: ops.SliceChannels) -> None:
+def _slice_channels(writer: Writer, op: ops.SliceChannels) -> None:
     ends = [np.array([number]) for number in (op.start, op.stop, 1)]
     names = [
         writer.constant(f"{op.output}.{name}", end) for name, end in zip(("start", "stop", "axis"), ends, strict=True)
@@ -191,7 +200,7 @@ def _slice_channels(writer: _Writer, op: ops.SliceChannels) -> None:
     writer.node("Slice", [op.input, *names], op.output)
 
 
-def _contrast_attention(writer: _Writer, op: ops.ContrastAttention) -> None:
+def _contrast_attention(writer: Writer, op: ops.ContrastAttention) -> None:
     name, source = op.output, writer.dequantize(op.input)
 
     def convolution(values: str, part: str, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> str:
@@ -213,7 +222,7 @@ def _contrast_attention(writer: _Writer, op: ops.ContrastAttention) -> None:
     writer.quantize(writer.node("Sigmoid", [excited], f"{name}.attention"), name)
 
 
-_TRANSLATIONS: dict[type[Operation], Callable[[_Writer, Any], None]] = {
+_TRANSLATIONS: dict[type[Operation], Callable[[Writer, Any], None]] = {
     ops.Convolution: _convolution,
     ops.Add: _add,
     ops.Multiply: _multiply,

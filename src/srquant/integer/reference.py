@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from srquant.integer import gated
 from srquant.integer import graph as ops
 from srquant.integer.graph import IntegerGraph, Operation
 from srquant.quantizers.grid import Grid
@@ -44,6 +45,8 @@ def run(graph: IntegerGraph, picture: Codes) -> Codes:
 
 def compute(graph: IntegerGraph, operation: Operation, values: _Inputs) -> Codes:
     """One operation: the codes [C, H, W] of its output from those of its inputs."""
+    if graph.is_gated(operation):
+        return gated.compute(graph, operation, values, accumulate)
     return _KERNELS[type(operation)](graph, operation, values)
 
 

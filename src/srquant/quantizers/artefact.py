@@ -1,15 +1,16 @@
 """The artefact: a quantised network in one safetensors file.
 
-Tensors: per convolution `NAME.weight` (codes packed at b bits, uint8), `NAME.bias` (int32 codes), `NAME.steps`
-(float32, the deployed step); per activation `NAME.scale` (float32) and `NAME.zero_point` (int32); `float.NAME` for
-what stays in float. The header's metadata holds one JSON text under `srquant_artefact`.
+Tensors: per convolution `NAME.weight` (codes minus zero points, packed at b bits, uint8), `NAME.zero_points`
+(int32), `NAME.expansion` (int32), `NAME.bias` (int32 codes), `NAME.steps` (float32, the deployed step); per
+activation `NAME.scale` (float32) and `NAME.zero_point` (int32); `float.NAME` for what stays in float. The header's
+metadata holds one JSON text under `srquant_artefact`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,14 @@ from srquant.config import QuantizationConfig
 from srquant.errors import UserError, unknown
 from srquant.files import atomic_path
 from srquant.networks import NETWORKS
+from srquant.quantizers.gating import GatedQuantizer, GateWeights, PictureGrid
 from srquant.quantizers.grid import Grid
+from srquant.quantizers.layers import ActivationQuantizer, LayerCodes
 from srquant.quantizers.network import QuantizedNetwork
 from srquant.quantizers.packing import pack, unpack
 
 METADATA_KEY = "srquant_artefact"
-FORMAT = 1
+FORMAT = 2
 
 
 def header(network: QuantizedNetwork) -> dict[str, Any]:
@@ -40,9 +43,10 @@ def header(network: QuantizedNetwork) -> dict[str, Any]:
         "network": network.info.name,
         "network_config": network.network_config,
         "quantization": network.quantization.model_dump(),
-        "method": "post-training",
+        "method": network.method,
         "placement": str(network.placement),
         "equalized": network.equalized,
+        "gated": network.gates(),
         "calibration": network.calibration,
     }
 
@@ -55,14 +59,20 @@ def save_artefact(network: QuantizedNetwork, path: Path | str) -> None:
     """
     tensors: dict[str, torch.Tensor] = {}
     for name, convolution in network.convolutions().items():
-        weight, bias, steps = convolution.codes()
-        tensors[f"{name}.weight"] = torch.from_numpy(pack(weight.numpy(), convolution.bits))
-        tensors[f"{name}.bias"] = bias
-        tensors[f"{name}.steps"] = steps
+        codes = convolution.codes()
+        centred = (codes.weight - codes.zero_points.view(-1, 1, 1, 1)).to(torch.int8)
+        tensors[f"{name}.weight"] = torch.from_numpy(pack(centred.numpy(), convolution.bits))
+        tensors[f"{name}.zero_points"] = codes.zero_points
+        tensors[f"{name}.expansion"] = torch.tensor(codes.expansion, dtype=torch.int32)
+        tensors[f"{name}.bias"] = codes.bias
+        tensors[f"{name}.steps"] = codes.steps
     for name, quantizer in network.activation_quantizers().items():
-        assert quantizer.grid is not None
-        tensors[f"{name}.scale"] = torch.tensor(quantizer.grid.scale, dtype=torch.float32)
-        tensors[f"{name}.zero_point"] = torch.tensor(quantizer.grid.zero_point, dtype=torch.int32)
+        if isinstance(quantizer, GatedQuantizer):
+            tensors |= {f"{name}.{part}": tensor for part, tensor in _gate_tensors(quantizer.picture_grid).items()}
+            continue
+        grid = quantizer.deployed_grid()
+        tensors[f"{name}.scale"] = torch.tensor(grid.scale, dtype=torch.float32)
+        tensors[f"{name}.zero_point"] = torch.tensor(grid.zero_point, dtype=torch.int32)
     for name, parameter in network.float_parameters().items():
         tensors[f"float.{name}"] = parameter.detach().clone()
     told = {**header(network), "sha256": _digest(tensors)}
@@ -104,7 +114,7 @@ def load_artefact(path: Path) -> QuantizedNetwork:
         network = _rebuild(told)
         if told.get("sha256") != _digest(tensors):
             raise UserError("the tensors are not those that were written: the file is damaged")
-        _fill(network, tensors)
+        _fill(network, told, tensors)
     except UserError as error:
         raise UserError(f"'{path}': {error}") from error
     except (KeyError, TypeError, ValueError, RuntimeError, ValidationError) as error:
@@ -116,13 +126,17 @@ def _rebuild(told: dict[str, Any]) -> QuantizedNetwork:
     """The network with quantisers that the header describes, without its values."""
     kind = NETWORKS[told["network"]]
     network = kind.from_config(kind.config_type.from_dict(told["network_config"])).eval()
-    quantized = QuantizedNetwork(network, QuantizationConfig(**told["quantization"]))
+    gated = frozenset(map(str, told["gated"]))
+    quantized = QuantizedNetwork(network, QuantizationConfig(**told["quantization"]), gated=gated)
+    if not gated <= quantized.activation_quantizers().keys():
+        raise UserError("a gate belongs to a tensor that the network does not have")
     quantized.calibration = told["calibration"]
     quantized.equalized = bool(told["equalized"])
+    quantized.method = str(told["method"])
     return quantized
 
 
-def _fill(network: QuantizedNetwork, tensors: dict[str, torch.Tensor]) -> None:
+def _fill(network: QuantizedNetwork, told: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
     """Put codes, scales and float parameters into their places; every tensor must have one."""
     left = set(tensors)
 
@@ -130,7 +144,11 @@ def _fill(network: QuantizedNetwork, tensors: dict[str, torch.Tensor]) -> None:
         left.discard(name)
         return tensors[name]
 
+    gated = set(told["gated"])
     for name, quantizer in network.activation_quantizers().items():
+        if name in gated:
+            network.put_quantizer(name, GatedQuantizer(_picture_grid(name, quantizer, take)))
+            continue
         grid = Grid(float(take(f"{name}.scale")), int(take(f"{name}.zero_point")), 2**quantizer.bits - 1)
         if not (np.isfinite(grid.scale) and grid.scale > 0 and 0 <= grid.zero_point <= grid.maximum_code):
             raise UserError(f"the grid of '{name}' is impossible: {grid}")
@@ -138,13 +156,37 @@ def _fill(network: QuantizedNetwork, tensors: dict[str, torch.Tensor]) -> None:
     for name, convolution in network.convolutions().items():
         shape = tuple(convolution.weight.shape)
         codes = unpack(take(f"{name}.weight").numpy(), convolution.bits, shape)
-        steps = take(f"{name}.steps")
+        steps, zero_points = take(f"{name}.steps"), take(f"{name}.zero_points")
         if not bool((torch.isfinite(steps) & (steps > 0)).all()):
             raise UserError(f"the steps of '{name}' are impossible: not all finite and above 0")
-        convolution.restore(torch.from_numpy(codes), take(f"{name}.bias"), steps)
+        expansion = int(take(f"{name}.expansion"))
+        if not 1 <= expansion <= 127 or bool((zero_points.abs() > 2 ** (convolution.bits - 1)).any()):
+            raise UserError(f"the weight grid of '{name}' is impossible")
+        weight = (torch.from_numpy(codes) + zero_points.view(-1, 1, 1, 1)).to(torch.int8)
+        convolution.restore(LayerCodes(weight, zero_points, take(f"{name}.bias"), steps, expansion))
     network.load_float_parameters({n: take(f"float.{n}") for n in network.float_parameters()})
     if left:
         raise UserError(f"tensors without a place: {', '.join(sorted(left)[:3])}")
+
+
+_GATE_PARTS = ("first", "scale", "shift", "second")
+
+
+def _gate_tensors(grid: PictureGrid) -> dict[str, torch.Tensor]:
+    """`bounds` [2], lower and upper, and the weights of the gate, all float32."""
+    parts = {f"gate.{part}": torch.from_numpy(getattr(grid.gate, part)) for part in _GATE_PARTS}
+    return {"bounds": torch.tensor([grid.lower, grid.upper]), **parts}
+
+
+def _picture_grid(name: str, quantizer: ActivationQuantizer, take: Callable[[str], torch.Tensor]) -> PictureGrid:
+    """The inverse of `_gate_tensors`."""
+    bounds = take(f"{name}.bounds")
+    first, scale, shift, second = (take(f"{name}.gate.{part}") for part in _GATE_PARTS)
+    finite = all(bool(torch.isfinite(part).all()) for part in (bounds, first, scale, shift, second))
+    if not finite or first.shape[:1] != scale.shape or second.shape != (2, len(scale)) or shift.shape != scale.shape:
+        raise UserError(f"the gate of '{name}' is impossible")
+    gate = GateWeights(first.numpy(), scale.numpy(), shift.numpy(), second.numpy())
+    return PictureGrid(float(bounds[0]), float(bounds[1]), quantizer.bits, gate)
 
 
 def _digest(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -26,15 +26,27 @@ from srquant.quantizers.layers import InputShift
 PICTURE_PEAK = 255.0
 
 
-def fold(network: SRNetwork) -> fx.GraphModule:
+def in_pixel_units(network: SRNetwork) -> fx.GraphModule:
+    """The traced network as it is, but for its value range: float32 [N,C,H,W] in 0..255 -> around 0..255."""
+    graph_module = trace(copy.deepcopy(network).eval())
+    _to_pixel_units(graph_module, network.info.peak)
+    graph_module.recompile()
+    return graph_module.float()
+
+
+def fold(network: SRNetwork, *, keep_batch_norm: bool = False) -> fx.GraphModule:
     """The traced network without affine layers: float32 [N,C,H,W] in 0..255 -> [N,C,s*H,s*W] around 0..255.
+
+    Args:
+        network: not changed.
+        keep_batch_norm: leave batch normalisation as it is, for training.
 
     Raises:
         UserError: an affine layer has no convolution next to it that could take it.
     """
     graph_module = trace(copy.deepcopy(network).eval().double())
     _to_pixel_units(graph_module, network.info.peak)
-    _name_affine_layers(graph_module)
+    _name_affine_layers(graph_module, keep_batch_norm=keep_batch_norm)
     while any(rule(graph_module, node) for node in _affine_nodes(graph_module) for rule in _RULES):
         graph_module.recompile()
     _drop_output_clip(graph_module)
@@ -44,6 +56,14 @@ def fold(network: SRNetwork) -> fx.GraphModule:
     graph_module.delete_all_unused_submodules()
     graph_module.recompile()
     return graph_module.float()
+
+
+def batch_norm_affine(module: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Scale and shift [C] of a batch normalisation by its running statistics."""
+    assert module.running_mean is not None
+    assert module.running_var is not None
+    scale = module.weight.detach() / torch.sqrt(module.running_var + module.eps)
+    return scale, module.bias.detach() - module.running_mean * scale
 
 
 def module_of(graph_module: fx.GraphModule, node: fx.Node) -> nn.Module | None:
@@ -57,6 +77,7 @@ def sole_user(node: fx.Node) -> fx.Node | None:
 
 
 def _to_pixel_units(graph_module: fx.GraphModule, peak: float) -> None:
+    """Multiply around the network so that it takes and gives 0..255."""
     if peak == PICTURE_PEAK:
         return
     graph = graph_module.graph
@@ -66,16 +87,13 @@ def _to_pixel_units(graph_module: fx.GraphModule, peak: float) -> None:
     _insert(graph_module, output.args[0], "to_pixel_range", _factor(PICTURE_PEAK / peak))
 
 
-def _name_affine_layers(graph_module: fx.GraphModule) -> None:
+def _name_affine_layers(graph_module: fx.GraphModule, *, keep_batch_norm: bool) -> None:
     """Turn batch normalisation and multiplication by a number into ChannelAffine."""
     for node in list(graph_module.graph.nodes):
         module = module_of(graph_module, node)
         if isinstance(module, nn.BatchNorm2d):
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            scale = module.weight.detach() / torch.sqrt(module.running_var + module.eps)
-            shift = module.bias.detach() - module.running_mean * scale
-            graph_module.set_submodule(str(node.target), _affine(scale, shift))
+            if not keep_batch_norm:
+                graph_module.set_submodule(str(node.target), _affine(*batch_norm_affine(module)))
         elif node.op == "call_function" and node.target is operator.mul:
             numbers = [arg for arg in node.args if isinstance(arg, int | float)]
             tensors = [arg for arg in node.args if isinstance(arg, fx.Node)]

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from srquant.errors import UserError
 
-_SMALLEST_RANGE = 1e-6
+SMALLEST_RANGE = 1e-6
+"""No grid spans less."""
 _LARGEST_BIAS_CODE = 2**22
 """Bias codes stay below this, so that a float32 bias names its code without doubt."""
 
@@ -68,7 +69,7 @@ def grid_from_range(lower: float, upper: float, bits: int, *, exact: bool = Fals
         raise UserError(f"the activation range {lower}..{upper} is not finite")
     lower, upper = min(lower, 0.0), max(upper, 0.0)
     maximum_code = 2**bits - 1
-    width = max(upper - lower, _SMALLEST_RANGE)
+    width = max(upper - lower, SMALLEST_RANGE)
     scale = _power_of_two(width / maximum_code) if exact else float(np.float32(width / maximum_code))
     zero_point = round(-lower / scale)
     if exact:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -11,25 +14,70 @@ from srquant.quantizers import grid as grids
 from srquant.quantizers.grid import Grid
 from srquant.quantizers.ranges import RangeObserver
 
+if TYPE_CHECKING:
+    from srquant.quantizers.weights import WeightQuantizer
+
 
 class ActivationQuantizer(nn.Module):
     """Rounds a tensor to one per-tensor grid.
 
     Until `grid` is set it passes its input on; while it holds an `observer` it also shows it every tensor.
+    Training puts quantisers with trained ranges in its place; these override `forward`, `step` and
+    `deployed_grid`.
+
+    Attributes:
+        bits: 2 to 8.
+        grid: the grid, once chosen.
+        fixed: the grid is that of pictures and never changes.
+        channels: of the tensor it rounds; 0 until a trainable network was built.
+        low_bit: the placement gave this tensor the requested bits, not the 8 of the rest.
     """
 
-    def __init__(self, bits: int, grid: Grid | None = None) -> None:
+    def __init__(self, bits: int, grid: Grid | None = None, *, low_bit: bool = False) -> None:
         super().__init__()
         self.bits = bits
         self.grid = grid
         self.fixed = grid is not None
+        self.low_bit = low_bit
+        self.channels = 0
         self.observer: RangeObserver | None = None
 
+    def step(self) -> Tensor:
+        """The scale of the grid now, float32 [1], detached.
+
+        Raises:
+            RuntimeError: there is no grid yet.
+        """
+        return torch.tensor([self.deployed_grid().scale])
+
+    def deployed_grid(self) -> Grid:
+        """The grid that deployment computes on.
+
+        Raises:
+            RuntimeError: there is none yet.
+        """
+        if self.grid is None:
+            raise RuntimeError("this tensor has no grid yet: calibrate first")
+        return self.grid
+
+    def deployed(self) -> ActivationQuantizer:
+        """The quantiser that stands in this one's place when the network is deployed.
+
+        Raises:
+            UserError: it cannot be deployed.
+        """
+        quantizer = ActivationQuantizer(self.bits, self.deployed_grid(), low_bit=self.low_bit)
+        quantizer.fixed = self.fixed
+        return quantizer
+
     def forward(self, values: Tensor) -> Tensor:
-        """Values of any shape, rounded to the grid once there is one."""
+        """Values of any shape, rounded to the grid once there is one.
+
+        In training it passes them on: a fixed grid is that of pictures, which are rounded when they are written.
+        """
         if self.observer is not None:
             self.observer.see(values)
-        return values if self.grid is None else grids.fake_quantize(values, self.grid)
+        return values if self.grid is None or self.training else grids.fake_quantize(values, self.grid)
 
     def extra_repr(self) -> str:
         """Bits and grid, for printing."""
@@ -51,16 +99,52 @@ class InputShift(nn.Module):
         return values - self.code
 
 
+@dataclass(frozen=True, eq=False)
+class LayerCodes:
+    """A frozen convolution as whole numbers.
+
+    Attributes:
+        weight: int8 [O,I,kH,kW], not expanded; the real weight is `weight * expansion * steps`.
+        zero_points: int32 [O]; `weight - zero_points` lies within -2^(bits-1)..2^(bits-1)-1 and is what is packed.
+        bias: int32 [O] on the grid input scale times `steps`.
+        steps: float32 [O], the deployed (expanded) step.
+        expansion: what deployment multiplies the weight by.
+    """
+
+    weight: Tensor
+    zero_points: Tensor
+    bias: Tensor
+    steps: Tensor
+    expansion: int
+
+    def real_weight(self) -> Tensor:
+        """Float32 [O,I,kH,kW]."""
+        wide = (self.steps.double() * self.expansion).view(-1, 1, 1, 1)
+        return (self.weight.double() * wide).float()
+
+    def real_bias(self, input_scale: float) -> Tensor:
+        """Float32 [O]."""
+        return (self.bias.double() * self.steps.double() * input_scale).float()
+
+
 class QuantConv2d(nn.Conv2d):
     """A convolution whose weights and bias lie on the grids that deployment uses.
 
-    Before `freeze` it is the float convolution. After it, weights are symmetric codes per output channel and the
-    bias lies on the accumulator's grid (input scale times weight step), as every integer engine computes it.
+    It has three states. Fresh, it is the float convolution. In training it holds a `weight_quantizer`, which
+    rounds the weights in every forward pass. Frozen (`freeze`, `restore`), it holds codes. The bias lies on the
+    accumulator's grid, input scale times deployed weight step, as every integer engine computes it.
+
+    Attributes:
+        bits: of the weights.
+        low_bit: the placement gave these weights the requested bits, not the 8 of the rest.
+        weight_quantizer: rounds the weights in training.
+        frozen: the codes, once chosen.
+        snap_bias: whether the bias is rounded to its deployed grid in training.
     """
 
-    steps: Tensor | None
-
-    def __init__(self, conv: nn.Conv2d, bits: int, source: ActivationQuantizer) -> None:
+    def __init__(
+        self, conv: nn.Conv2d, bits: int, source: ActivationQuantizer | None, *, low_bit: bool = False
+    ) -> None:
         super().__init__(
             conv.in_channels,
             conv.out_channels,
@@ -71,57 +155,81 @@ class QuantConv2d(nn.Conv2d):
             bias=True,
         )
         self.bits = bits
+        self.low_bit = low_bit
         self.weight = nn.Parameter(conv.weight.detach().clone())
         bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach().clone()
         self.bias = nn.Parameter(bias)
+        self.weight_quantizer: WeightQuantizer | None = None
+        self.snap_bias = True
         self._source = (source,)  # in a tuple, so that it stays a module of the graph, not of this layer
-        self.register_buffer("steps", None)
+        self.frozen: LayerCodes | None = None
+
+    @property
+    def source(self) -> ActivationQuantizer | None:
+        """The quantiser of the tensor this layer reads; None where that is a float tensor."""
+        return self._source[0]
+
+    def read_from(self, quantizer: ActivationQuantizer) -> None:
+        """Take `quantizer` as the one of the tensor this layer reads."""
+        self._source = (quantizer,)
 
     @property
     def input_scale(self) -> float:
         """Scale of the tensor this layer reads."""
-        source = self._source[0].grid
-        if source is None:
-            raise RuntimeError("the input of this convolution has no grid yet: calibrate first")
-        return source.scale
+        if self.source is None:
+            raise RuntimeError("the input of this convolution is a float tensor")
+        return self.source.deployed_grid().scale
 
     def freeze(self, *, exact: bool) -> None:
-        """Choose the weight steps; from now on the layer computes with codes."""
-        self.steps = grids.weight_steps(self.weight, self.bias, self.bits, self.input_scale, exact=exact)
-
-    def codes(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Weight codes int8 [O,I,kH,kW] (unexpanded), bias codes int32 [O], deployed steps float32 [O]."""
-        if self.steps is None:
-            raise RuntimeError("this convolution is not frozen: it has no codes")
+        """Choose the weight steps after training; from now on the layer computes with codes."""
+        steps = grids.weight_steps(self.weight, self.bias, self.bits, self.input_scale, exact=exact)
+        weight = grids.weight_codes(self.weight, steps, self.bits)
         assert self.bias is not None
-        weight = grids.weight_codes(self.weight, self.steps, self.bits)
-        return weight, grids.bias_codes(self.bias, self.steps, self.input_scale), self.steps
+        bias = grids.bias_codes(self.bias, steps, self.input_scale)
+        zero_points = torch.zeros(self.out_channels, dtype=torch.int32)
+        self.frozen = LayerCodes(weight, zero_points, bias, steps, grids.expansion(self.bits))
 
-    def restore(self, weight: Tensor, bias: Tensor, steps: Tensor) -> None:
-        """Take codes and steps as `codes` returned them; the layer then computes the same again.
+    def codes(self) -> LayerCodes:
+        """The frozen layer as whole numbers.
+
+        Raises:
+            RuntimeError: the layer is not frozen.
+        """
+        if self.frozen is None:
+            raise RuntimeError("this convolution is not frozen: it has no codes")
+        return self.frozen
+
+    def restore(self, codes: LayerCodes) -> None:
+        """Take codes as `codes` returned them; the layer then computes the same again.
 
         Raises:
             UserError: a shape does not fit this layer.
         """
-        if weight.shape != self.weight.shape or bias.shape != steps.shape or len(bias) != len(weight):
+        per_channel = codes.bias, codes.steps, codes.zero_points
+        if codes.weight.shape != self.weight.shape or any(len(part) != self.out_channels for part in per_channel):
             raise UserError(
-                f"weight codes of shape {list(weight.shape)} do not fit, expected {list(self.weight.shape)}"
+                f"weight codes of shape {list(codes.weight.shape)} do not fit, expected {list(self.weight.shape)}"
             )
-        self.steps = steps.clone()
-        self.weight = nn.Parameter(self._dequantized(weight))
-        self.bias = nn.Parameter((bias.double() * steps.double() * self.input_scale).float())
+        self.frozen = codes
+        self.weight = nn.Parameter(codes.real_weight())
+        self.bias = nn.Parameter(codes.real_bias(self.input_scale))
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name of nn.Conv2d
         """[N,C,H,W] float on the input grid -> [N,O,H,W] float, not yet on a grid."""
-        if self.steps is None:
+        if self.weight_quantizer is not None:
+            weight, step = self.weight_quantizer(self.weight)
+            return self._convolved(input, weight, self._snapped_bias(step))
+        if self.frozen is None:
             return super().forward(input)
-        weight, bias, steps = self.codes()
-        bias_values = (bias.double() * steps.double() * self.input_scale).float()
-        return functional.conv2d(
-            input, self._dequantized(weight), bias_values, self.stride, self.padding, 1, self.groups
-        )
+        return self._convolved(input, self.frozen.real_weight(), self.frozen.real_bias(self.input_scale))
 
-    def _dequantized(self, codes: Tensor) -> Tensor:
-        assert self.steps is not None
-        wide = (self.steps.double() * grids.expansion(self.bits)).view(-1, 1, 1, 1)
-        return (codes.double() * wide).float()
+    def _convolved(self, values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return functional.conv2d(values, weight, bias, self.stride, self.padding, 1, self.groups)
+
+    def _snapped_bias(self, step: Tensor) -> Tensor:
+        """The bias on the accumulator's grid, straight-through."""
+        assert self.bias is not None
+        if not self.snap_bias or self.source is None:
+            return self.bias
+        grid = self.source.step() * step
+        return self.bias + (torch.round(self.bias.detach() / grid) * grid - self.bias.detach())

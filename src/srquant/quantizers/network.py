@@ -10,15 +10,18 @@ import torch
 from torch import Tensor, fx, nn
 
 from srquant.config import QuantizationConfig
+from srquant.errors import UserError
 from srquant.networks.cost import halo
 from srquant.networks.info import NetworkInfo, SRNetwork
 from srquant.quantizers.equalization import equalize
-from srquant.quantizers.folding import fold
+from srquant.quantizers.folding import fold, in_pixel_units
+from srquant.quantizers.gating import GatedQuantizer
 from srquant.quantizers.grid import grid_from_range
 from srquant.quantizers.insertion import insert_quantizers
 from srquant.quantizers.layers import ActivationQuantizer, QuantConv2d
-from srquant.quantizers.placement import PlacementReport, get_placement
+from srquant.quantizers.placement import PlacementReport
 from srquant.quantizers.ranges import RangeObserver
+from srquant.quantizers.structure import Structure
 
 Calibration = dict[str, Any]
 
@@ -26,43 +29,63 @@ Calibration = dict[str, Any]
 class QuantizedNetwork(nn.Module):
     """A network that computes on integer grids, in pixel units.
 
-    Built from a float network it is not yet usable: `calibrate` (or loading an artefact) gives it its grids.
+    Built from a float network it is not yet usable: `calibrate` (or loading an artefact) gives it its grids, or,
+    where it is `trainable`, a method does, and `srquant.quantizers.deployment.deploy` makes the deployed network.
 
     Args:
         network: the float network; it is not changed.
         quantization: how to quantise it.
         equalized_on: crops as `calibrate` takes them; the channels are equalised on them first.
+        trainable: keep batch normalisation, and concatenations whole.
+        gated: names of tensors that get a grid per picture, by a `GatedQuantizer`.
 
     Attributes:
         info: what the float network was.
         network_config: plain data that rebuilds the float network.
         quantization: how it is quantised.
         placement: which tensor carries how many bits.
+        method: name of what chose the grids, as files tell it.
         calibration: which pictures the ranges came from (plain data).
         equalized: whether equalised channels were kept; see `srquant.quantizers.calibration`.
         halo: receptive-field radius in low-resolution pixels; None for a network with global operations.
+        features_at: name of the convolution whose input is the feature map before the upsampler; the float
+            network has it under the same name.
         graph: the traced network with quantisers.
+
+    Raises:
+        UserError: a layer cannot be quantised; or rest "float" for a network that is not to be trained.
     """
 
     def __init__(
-        self, network: SRNetwork, quantization: QuantizationConfig, *, equalized_on: Sequence[Tensor] = ()
+        self,
+        network: SRNetwork,
+        quantization: QuantizationConfig,
+        *,
+        equalized_on: Sequence[Tensor] = (),
+        trainable: bool = False,
+        gated: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__()
+        if quantization.rest == "float" and not trainable:
+            raise UserError("rest = 'float' is a simulation for training; a network that runs as integers has 'int8'")
         self.info: NetworkInfo = network.info
         self.network_config: dict[str, Any] = asdict(network.config)
         self.quantization = quantization
+        self.method = "post-training"
         self.calibration: Calibration = {}
         self.equalized = False
-        self.graph: fx.GraphModule = fold(network)
+        unfolded = quantization.rest == "float"
+        self.graph: fx.GraphModule = in_pixel_units(network) if unfolded else fold(network, keep_batch_norm=trainable)
         if equalized_on:
             equalize(self.graph, equalized_on)
+        self.features_at = Structure(self.graph).first_tail_convolution()
         self.placement: PlacementReport = insert_quantizers(
-            self.graph,
-            get_placement(quantization.placement),
-            quantization.weight_bits,
-            quantization.activation_bits,
+            self.graph, network.info.name, quantization, trainable=trainable, gated=gated
         )
-        self.halo = halo(network)
+        self.halo = None if gated else halo(network)
+        self.eval()
+        if trainable:
+            self._count_channels()
 
     def forward(self, picture: Tensor) -> Tensor:
         """Float32 [N,C,H,W], pixel values 0..255 -> [N,C,s*H,s*W], integers 0..255 held as float32."""
@@ -73,9 +96,46 @@ class QuantizedNetwork(nn.Module):
         found = self.graph.named_modules()
         return {n.removeprefix("quantizers."): m for n, m in found if isinstance(m, ActivationQuantizer)}
 
+    def gates(self) -> list[str]:
+        """Names of the tensors whose grid a gate chooses picture by picture."""
+        return [name for name, q in self.activation_quantizers().items() if isinstance(q, GatedQuantizer)]
+
     def convolutions(self) -> dict[str, QuantConv2d]:
         """The quantised convolutions by the name they have in the float network."""
         return {name: m for name, m in self.graph.named_modules() if isinstance(m, QuantConv2d)}
+
+    def replace_quantizers(self, make: Callable[[str, ActivationQuantizer], ActivationQuantizer]) -> None:
+        """Put a method's quantiser in the place of every one that is not fixed.
+
+        Args:
+            make: from a name and the present quantiser (its bits, channels and `low_bit`) the new one.
+        """
+        for name, old in self.activation_quantizers().items():
+            if old.fixed:
+                continue
+            new = make(name, old)
+            new.low_bit, new.channels = old.low_bit, old.channels
+            self.put_quantizer(name, new)
+
+    def put_quantizer(self, name: str, quantizer: ActivationQuantizer) -> None:
+        """Put a quantiser in the place of the one with this name, for all who read the tensor."""
+        old = self.graph.get_submodule(f"quantizers.{name}")
+        self.graph.set_submodule(f"quantizers.{name}", quantizer)
+        for convolution in self.convolutions().values():
+            if convolution.source is old:
+                convolution.read_from(quantizer)
+
+    def _count_channels(self) -> None:
+        def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            assert isinstance(module, ActivationQuantizer)
+            module.channels = inputs[0].shape[1]
+
+        hooks = [q.register_forward_pre_hook(note) for q in self.activation_quantizers().values()]
+        with torch.no_grad():
+            side = 4 * self.info.size_multiple
+            self(torch.zeros(1, self.info.channels, side, side))
+        for hook in hooks:
+            hook.remove()
 
     def calibrate(self, crops: Callable[[], Iterable[Tensor]]) -> None:
         """Choose all grids from pictures: two passes over them, one picture in memory at a time.
@@ -87,7 +147,7 @@ class QuantizedNetwork(nn.Module):
         for quantizer in free.values():
             quantizer.grid, quantizer.observer = None, RangeObserver()
         for convolution in self.convolutions().values():
-            convolution.steps = None
+            convolution.frozen = None
         phases = ("extremes",) if self.quantization.ranges == "minmax" else ("extremes", "histogram")
         with torch.inference_mode():
             for phase in phases:
@@ -115,7 +175,7 @@ class QuantizedNetwork(nn.Module):
 
     def float_parameters(self) -> dict[str, Tensor]:
         """Parameters of layers that stay in float, by name."""
-        quantized = {f"{name}.{part}" for name in self.convolutions() for part in ("weight", "bias", "steps")}
+        quantized = {f"{name}.{part}" for name in self.convolutions() for part in ("weight", "bias")}
         return {name: t for name, t in self.graph.state_dict().items() if name not in quantized}
 
     def load_float_parameters(self, parameters: Mapping[str, Tensor]) -> None:

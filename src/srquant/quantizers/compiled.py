@@ -1,0 +1,99 @@
+"""The arithmetic of `srquant.quantizers.kernels`, compiled by PyTorch: one kernel forward, one backward.
+
+The grid and the sizes are arguments of the compiled code, so new bit widths and patch sizes do not compile again.
+Values are seen as flat rows; a row has one grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from srquant.errors import UserError
+from srquant.quantizers import kernels
+from srquant.quantizers.kernels import CLIPPED, RESIDUAL_STEPS, Ranges
+
+
+def rounded_with_marks(values: Tensor, ranges: Ranges) -> tuple[Tensor, Tensor]:
+    """As `kernels.rounded_with_marks`, for one grid or a grid for each sample; keeps the type of the values.
+
+    Raises:
+        UserError: there is no compiler that works.
+    """
+    values = kernels.dense(values.detach())
+    table = _table(ranges, values.device)
+    out, marks = _compiled(_round, values.device.type)(kernels.rows(values, len(table)), table)
+    return out.as_strided(values.shape, values.stride()), marks.as_strided(values.shape, values.stride())
+
+
+def gradients(grad: Tensor, marks: Tensor, ranges: Ranges, *, residual: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """As `kernels.gradients`."""
+    grad = kernels.like(grad, marks)
+    count = ranges.bounds.numel()
+    kernel = _compiled(_gradients, grad.device.type)
+    inside, *sums = kernel(kernels.rows(grad, count), kernels.rows(marks, count))
+    if not residual:
+        sums[2] = None
+    if ranges.flat:
+        listed = [[None] * count if part is None else part.tolist() for part in sums]
+        ends = [kernels.bound_gradients(*row, part) for *row, part in zip(*listed, ranges.parts, strict=True)]
+        lower, upper = torch.tensor(ends).T.unbind()
+    else:
+        shaped = [None if part is None else part.reshape(ranges.bounds) for part in sums]
+        lower, upper = map(torch.as_tensor, kernels.bound_gradients(*shaped, ranges.parts[0]))
+    bounds = ranges.bounds
+    return inside.as_strided(grad.shape, grad.stride()), lower.reshape(bounds), upper.reshape(bounds)
+
+
+def _table(ranges: Ranges, device: torch.device) -> Tensor:
+    """A row for each grid: lower, upper, scale, zero point, levels."""
+    lines = [(p.lower, p.upper, p.scale, p.zero_point) for p in ranges.parts]
+    if ranges.flat:
+        return torch.tensor([(*line, ranges.parts[0].levels) for line in lines], device=device)
+    columns = [torch.as_tensor(column).flatten() for column in lines[0]]
+    return torch.stack([*columns, torch.full_like(columns[0], ranges.parts[0].levels)], 1)
+
+
+@cache
+def _compiled(kernel: Callable[..., Any], device: str) -> Callable[..., Any]:
+    if device == "cpu":
+        _require_compiler()
+    return torch.compile(kernel, dynamic=True, fullgraph=True)
+
+
+def _require_compiler() -> None:
+    try:
+        torch.compile(_probe, dynamic=True, fullgraph=True)(torch.zeros(64))
+    except Exception as error:  # whatever the compiler, its absence or the system says
+        raise UserError("kernel 'compiled' needs a C++ compiler that works here; use kernel 'eager'") from error
+
+
+def _probe(values: Tensor) -> Tensor:
+    return values * 2 + 1
+
+
+def _round(values: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    lower, upper, scale, zero_point, levels = table.split(1, 1)
+    wide = values.float()
+    exact = wide / scale
+    codes = torch.minimum(torch.maximum(torch.round(exact), -zero_point), levels - zero_point)
+    marks = torch.round((exact - codes) * RESIDUAL_STEPS)
+    marks = torch.where(wide > upper, CLIPPED, torch.where(wide < lower, -CLIPPED, marks))
+    return (codes * scale).to(values.dtype), marks.to(torch.int8)
+
+
+def _gradients(grad: Tensor, marks: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of the values, and its sums above, below and (times marks) between them, of each row."""
+    wide, sides = grad.float(), marks.float()
+    above, below = sides >= CLIPPED, sides <= -CLIPPED
+    inside = torch.where(above | below, 0.0, wide)
+    return (
+        inside.to(grad.dtype),
+        torch.where(above, wide, 0.0).sum(1),
+        torch.where(below, wide, 0.0).sum(1),
+        (inside * sides).sum(1),
+    )

@@ -1,0 +1,79 @@
+"""From a trained network to the deployed one: the same codes, batch normalisation folded into their steps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx, nn
+
+from srquant.errors import UserError
+from srquant.networks import NETWORKS
+from srquant.quantizers import grid as grids
+from srquant.quantizers.folding import batch_norm_affine, module_of, sole_user
+from srquant.quantizers.gating import GatedQuantizer
+from srquant.quantizers.layers import LayerCodes, QuantConv2d
+from srquant.quantizers.network import QuantizedNetwork
+from srquant.quantizers.weights import WeightCodes
+
+_SMALLEST_FACTOR = 1e-8
+"""A channel that batch normalisation multiplies by less than this is deployed as zero."""
+
+
+def deploy(trained: QuantizedNetwork) -> QuantizedNetwork:
+    """The deployed network of a trained one: it computes the same values, up to the rounding of float32.
+
+    Raises:
+        UserError: the rest of the network is in float, or a quantiser has no fixed integer grid.
+    """
+    if trained.quantization.rest == "float":
+        raise UserError(
+            "this network was trained with quantization.rest = 'float' and cannot be deployed; train it with 'int8'"
+        )
+    kind = NETWORKS[trained.info.name]
+    skeleton = kind.from_config(kind.config_type.from_dict(trained.network_config))
+    quantizers = {name: quantizer.deployed() for name, quantizer in trained.activation_quantizers().items()}
+    gated = frozenset(name for name, quantizer in quantizers.items() if isinstance(quantizer, GatedQuantizer))
+    deployed = QuantizedNetwork(skeleton, trained.quantization, gated=gated)
+    deployed.method, deployed.calibration = trained.method, trained.calibration
+    for name, quantizer in quantizers.items():
+        deployed.put_quantizer(name, quantizer)
+    layers, norms = trained.convolutions(), _batch_norms(trained.graph)
+    for name, layer in deployed.convolutions().items():
+        layer.restore(_codes(layers[name], norms.get(name), layer.input_scale))
+    there = trained.graph.state_dict()
+    deployed.load_float_parameters({name: there[name].detach().cpu() for name in deployed.float_parameters()})
+    return deployed.eval()
+
+
+def _batch_norms(graph_module: fx.GraphModule) -> dict[str, nn.BatchNorm2d]:
+    """The batch normalisation behind each convolution that has one, by the convolution's name."""
+    found: dict[str, nn.BatchNorm2d] = {}
+    for node in graph_module.graph.nodes:
+        reader = sole_user(node)
+        norm = module_of(graph_module, reader) if reader else None
+        if isinstance(module_of(graph_module, node), QuantConv2d) and isinstance(norm, nn.BatchNorm2d):
+            found[str(node.target)] = norm
+    return found
+
+
+def _codes(layer: QuantConv2d, norm: nn.BatchNorm2d | None, input_scale: float) -> LayerCodes:
+    """Weight codes of a trained layer, and its bias on the accumulator's grid."""
+    assert layer.weight_quantizer is not None
+    assert layer.bias is not None
+    codes, bias = layer.weight_quantizer.codes(layer.weight), layer.bias.detach()
+    if norm is not None:
+        scale, shift = batch_norm_affine(norm)
+        bias = bias * scale + shift
+        codes = codes.scaled(torch.where(scale.abs() < _SMALLEST_FACTOR, _SMALLEST_FACTOR, scale))
+    codes, bias = _on_cpu(codes), bias.cpu()
+    return grids_for(codes, bias, input_scale)
+
+
+def _on_cpu(codes: WeightCodes) -> WeightCodes:
+    return WeightCodes(codes.multiples.cpu(), codes.zero_points.cpu(), codes.steps.cpu(), codes.expansion)
+
+
+def grids_for(codes: WeightCodes, bias: Tensor, input_scale: float) -> LayerCodes:
+    """Expanded steps and the bias on the grid they make."""
+    steps = (codes.steps.double() / codes.expansion).float()
+    bias_codes = grids.bias_codes(bias, steps, input_scale)
+    return LayerCodes(codes.multiples, codes.zero_points, bias_codes, steps, codes.expansion)

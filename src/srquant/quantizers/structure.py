@@ -1,0 +1,95 @@
+"""Questions about a traced network: what makes a tensor, who reads it, which stage a convolution belongs to."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch import fx, nn
+
+from srquant.networks.layers import Anchor, ChannelAffine, ContrastAttention
+from srquant.quantizers.folding import module_of, sole_user
+from srquant.quantizers.layers import InputShift
+from srquant.quantizers.placement import Stage
+
+_MOVES = (nn.PixelShuffle, Anchor, InputShift)
+
+
+class Structure:
+    """A graph module and the questions asked about it."""
+
+    def __init__(self, graph_module: fx.GraphModule) -> None:
+        self.graph_module = graph_module
+        self.graph = graph_module.graph
+
+    def module(self, node: fx.Node) -> nn.Module | None:
+        """The module a node calls, or None."""
+        return module_of(self.graph_module, node)
+
+    def convolutions(self) -> list[fx.Node]:
+        """Every convolution, in the order of execution."""
+        return [node for node in self.graph.nodes if isinstance(self.module(node), nn.Conv2d)]
+
+    def is_move(self, node: fx.Node) -> bool:
+        """Whether the node only moves codes: its output lies on the grid of its input."""
+        if node.op == "call_function":
+            return node.target in (operator.getitem, torch.split)
+        return isinstance(self.module(node), _MOVES)
+
+    def origin(self, node: object) -> fx.Node:
+        """The node that made the tensor which `node` hands on by moves alone."""
+        assert isinstance(node, fx.Node)
+        while self.is_move(node):
+            node = node.args[0]
+            assert isinstance(node, fx.Node)
+        return node
+
+    def readers(self, node: fx.Node) -> list[fx.Node]:
+        """Every node that reads this tensor, looking through moves."""
+        found: list[fx.Node] = []
+        for user in node.users:
+            found += self.readers(user) if self.is_move(user) else [user]
+        return found
+
+    def is_scaling(self, node: fx.Node) -> bool:
+        """Whether the node is an affine layer: batch normalisation, mean shift, multiplication by a number."""
+        if isinstance(self.module(node), nn.BatchNorm2d | ChannelAffine):
+            return True
+        return node.target is operator.mul and len(node.all_input_nodes) == 1
+
+    def convolution_of(self, node: fx.Node) -> fx.Node | None:
+        """The convolution whose result `node` is, looking back through affine layers and a ReLU; else None."""
+        while self.is_scaling(node) or isinstance(self.module(node), nn.ReLU):
+            node = node.all_input_nodes[0]
+        return node if isinstance(self.module(node), nn.Conv2d) else None
+
+    def goes_on(self, node: fx.Node) -> bool:
+        """Whether the only reader is an affine layer or a ReLU that finishes this tensor."""
+        reader = sole_user(node)
+        return reader is not None and (self.is_scaling(reader) or isinstance(self.module(reader), nn.ReLU))
+
+    def stage(self, conv: fx.Node) -> Stage:
+        """Head, body or tail; see `srquant.quantizers.placement`."""
+        source = self.origin(conv.args[0])
+        while self.is_scaling(source):
+            source = self.origin(source.args[0])
+        if source.op == "placeholder":
+            return "head"
+        return "tail" if self._meets_shuffle(conv) or self._after_shuffle(conv) else "body"
+
+    def first_tail_convolution(self) -> str:
+        """Name of the convolution that reads the feature map before the upsampler; empty where there is none."""
+        return next((str(node.target) for node in self.convolutions() if self.stage(node) == "tail"), "")
+
+    def _meets_shuffle(self, node: fx.Node) -> bool:
+        """Whether a pixel shuffle is reached without passing another convolution."""
+        for user in node.users:
+            module = self.module(user)
+            if isinstance(module, nn.PixelShuffle):
+                return True
+            if not isinstance(module, nn.Conv2d | ContrastAttention) and self._meets_shuffle(user):
+                return True
+        return False
+
+    def _after_shuffle(self, node: fx.Node) -> bool:
+        return isinstance(self.module(node), nn.PixelShuffle) or any(map(self._after_shuffle, node.all_input_nodes))
