@@ -34,10 +34,11 @@ lint: $(DEV_READY) ## Check style, formatting, types and the rooms' imports
 format: $(DEV_READY) ## Format the code and mend what ruff can mend
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
 
-bench: $(DEMO_READY) ## Time every engine and measure its memory; prints Markdown
+bench: $(DEMO_READY) ## Time every engine and a training step, measure memory; prints Markdown
 	@$(BIN)/python benchmarks/speed.py
 	@$(BIN)/python benchmarks/speed.py --network edsr-baseline-x4
 	@$(BIN)/python benchmarks/memory.py
+	@$(BIN)/python benchmarks/training.py
 
 clean: ## Remove the environment, caches and outputs
 	@rm -rf $(VENV) demo-output build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -33,6 +33,7 @@ def test_the_public_names() -> None:
         "open_engine",
         "quantize",
         "save",
+        "train",
         "upscale",
     ]
     for name in srquant.__all__:
@@ -54,7 +55,9 @@ def test_the_version_is_that_of_the_project() -> None:
     assert srquant.__version__ == told[1]
 
 
-@pytest.mark.parametrize("module", ["srquant", "srquant.cli", "srquant.cli.commands", "srquant.config"])
+@pytest.mark.parametrize(
+    "module", ["srquant", "srquant.cli", "srquant.cli.commands", "srquant.config", "srquant.presets"]
+)
 def test_importing_it_imports_nothing_heavy(module: str) -> None:
     heavy = ("torch", "numpy", "onnx", "onnxruntime", "openvino", "PIL", "safetensors")
     assert python(f"import {module}, sys; print([m for m in {heavy} if m in sys.modules])") == "[]"

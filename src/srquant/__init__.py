@@ -20,6 +20,7 @@ from srquant.errors import UserError
 
 if TYPE_CHECKING:
     from srquant.engines import load, open_engine
+    from srquant.experiments import train
     from srquant.jobs import evaluate, export, quantize, upscale
     from srquant.quantizers import save_artefact as save
 
@@ -35,6 +36,7 @@ __all__ = [
     "open_engine",
     "quantize",
     "save",
+    "train",
     "upscale",
 ]
 
@@ -45,6 +47,7 @@ _LAZY = {
     "open_engine": ("srquant.engines", "open_engine"),
     "quantize": ("srquant.jobs", "quantize"),
     "save": ("srquant.quantizers", "save_artefact"),
+    "train": ("srquant.experiments", "train"),
     "upscale": ("srquant.jobs", "upscale"),
 }
 

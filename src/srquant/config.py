@@ -75,6 +75,9 @@ class TrainingConfig(BaseModel):
     precision: Literal["float32", "bf16"] = Field(
         default="float32", description="of the convolutions; quantisers compute in float32 always"
     )
+    kernel: Literal["eager", "compiled", "fused", "integer"] = Field(
+        default="eager", description="how quantised layers compute in training; see srquant.quantizers.acceleration"
+    )
     ema: float | None = Field(
         default=None, gt=0, lt=1, description="decay of averaged parameters; without it none are kept"
     )

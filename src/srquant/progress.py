@@ -16,6 +16,14 @@ class Progress(Protocol):
         """One step is done."""
         ...
 
+    def note(self, text: str) -> None:
+        """A few words on how the task stands; the next note replaces them."""
+        ...
+
+    def warn(self, text: str) -> None:
+        """Something that the user has to know and that does not stop the work."""
+        ...
+
     def finish(self) -> None:
         """The task is over, whether or not all steps were done."""
         ...
@@ -28,6 +36,12 @@ class Silent:
         """Nothing."""
 
     def advance(self) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+    def warn(self, text: str) -> None:
         """Nothing."""
 
     def finish(self) -> None:

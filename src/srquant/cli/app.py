@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from srquant.cli import commands
+from srquant.cli import commands, training
 from srquant.cli.output import fail
 from srquant.errors import UserError
 
@@ -26,8 +26,11 @@ for command in (
     commands.verify,
     commands.evaluate,
     commands.upscale,
+    training.presets,
+    training.train,
 ):
     app.command()(command)
+app.add_typer(training.experiments, name="experiments")
 
 
 @app.callback(invoke_without_command=True)

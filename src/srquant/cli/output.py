@@ -18,19 +18,34 @@ class Bars:
     """Draws `srquant.progress.Progress` on standard error, and nothing where that is no terminal."""
 
     def __init__(self) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+        )
         self._progress = RichProgress(*columns, console=errors, transient=True, disable=not sys.stderr.isatty())
         self._task: TaskID | None = None
 
     def start(self, name: str, total: int) -> None:
         """Show a new bar."""
         self._progress.start()
-        self._task = self._progress.add_task(name, total=total)
+        self._task = self._progress.add_task(name, total=total, note="")
 
     def advance(self) -> None:
         """Move the bar by one step."""
         if self._task is not None:
             self._progress.advance(self._task)
+
+    def note(self, text: str) -> None:
+        """Show some words behind the bar."""
+        if self._task is not None:
+            self._progress.update(self._task, note=text)
+
+    def warn(self, text: str) -> None:
+        """Print a line above the bar, on a terminal or not."""
+        warn(text)
 
     def finish(self) -> None:
         """Take the bar away."""
@@ -56,6 +71,11 @@ def pairs(rows: list[tuple[str, str]]) -> None:
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         console.print(f"[bold]{name:<{width}}[/bold]  {escape(value)}", highlight=False, soft_wrap=True)
+
+
+def warn(message: str) -> None:
+    """Print something worth knowing in one line on standard error."""
+    errors.print(f"[yellow]warning:[/yellow] {escape(' '.join(message.split()))}", soft_wrap=True)
 
 
 def fail(message: str) -> None:

@@ -2,7 +2,8 @@
 
 Tensors: per convolution `NAME.weight` (codes minus zero points, packed at b bits, uint8), `NAME.zero_points`
 (int32), `NAME.expansion` (int32), `NAME.bias` (int32 codes), `NAME.steps` (float32, the deployed step); per
-activation `NAME.scale` (float32) and `NAME.zero_point` (int32); `float.NAME` for what stays in float. The header's
+activation `NAME.scale` (float32), `NAME.zero_point` and `NAME.maximum_code` (int32), or the bounds and weights of its
+gate; `float.NAME` for what stays in float. The header's
 metadata holds one JSON text under `srquant_artefact`.
 """
 
@@ -73,6 +74,7 @@ def save_artefact(network: QuantizedNetwork, path: Path | str) -> None:
         grid = quantizer.deployed_grid()
         tensors[f"{name}.scale"] = torch.tensor(grid.scale, dtype=torch.float32)
         tensors[f"{name}.zero_point"] = torch.tensor(grid.zero_point, dtype=torch.int32)
+        tensors[f"{name}.maximum_code"] = torch.tensor(grid.maximum_code, dtype=torch.int32)
     for name, parameter in network.float_parameters().items():
         tensors[f"float.{name}"] = parameter.detach().clone()
     told = {**header(network), "sha256": _digest(tensors)}
@@ -149,8 +151,10 @@ def _fill(network: QuantizedNetwork, told: dict[str, Any], tensors: dict[str, to
         if name in gated:
             network.put_quantizer(name, GatedQuantizer(_picture_grid(name, quantizer, take)))
             continue
-        grid = Grid(float(take(f"{name}.scale")), int(take(f"{name}.zero_point")), 2**quantizer.bits - 1)
-        if not (np.isfinite(grid.scale) and grid.scale > 0 and 0 <= grid.zero_point <= grid.maximum_code):
+        scale, zero_point, maximum_code = (take(f"{name}.{part}") for part in ("scale", "zero_point", "maximum_code"))
+        grid = Grid(float(scale), int(zero_point), int(maximum_code))
+        fits = 0 <= grid.zero_point <= grid.maximum_code < 2**quantizer.bits
+        if not (np.isfinite(grid.scale) and grid.scale > 0 and fits):
             raise UserError(f"the grid of '{name}' is impossible: {grid}")
         quantizer.grid = grid
     for name, convolution in network.convolutions().items():

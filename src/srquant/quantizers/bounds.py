@@ -42,9 +42,18 @@ class BoundsQuantizer(ActivationQuantizer):
 
     def forward(self, values: Tensor) -> Tensor:
         """Float32 values of any shape, rounded; the first training batch sets the bounds."""
+        bounds = self.bounds_for(values)
+        return values if bounds is None else self.round(values, *bounds)
+
+    def bounds_for(self, values: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The lower and the upper bound for these values, [1] or [N,1,1,1]; None to leave them as they are."""
         if self.training and not self.initialised:
             self.set_from(values)
-        return self.round(values, self.lower, self.upper)
+        return self.lower, self.upper
+
+    def looks(self) -> bool:
+        """Whether `bounds_for` looks at the values."""
+        return self.training and not self.initialised
 
     def round(self, values: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
         """Values rounded between the given bounds, with this quantiser's bits, grid and gradient."""

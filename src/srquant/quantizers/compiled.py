@@ -6,7 +6,8 @@ Values are seen as flat rows; a row has one grid.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from srquant.errors import UserError
 from srquant.quantizers import kernels
-from srquant.quantizers.kernels import CLIPPED, RESIDUAL_STEPS, Ranges
+from srquant.quantizers.kernels import AMPLITUDE, Ranges, Real
 
 
 def rounded_with_marks(values: Tensor, ranges: Ranges) -> tuple[Tensor, Tensor]:
@@ -35,18 +36,20 @@ def gradients(grad: Tensor, marks: Tensor, ranges: Ranges, *, residual: bool) ->
     grad = kernels.like(grad, marks)
     count = ranges.bounds.numel()
     kernel = _compiled(_gradients, grad.device.type)
-    inside, *sums = kernel(kernels.rows(grad, count), kernels.rows(marks, count))
-    if not residual:
-        sums[2] = None
+    inside, above, below, between = kernel(kernels.rows(grad, count), kernels.rows(marks, count))
+    sums = zip(ranges.parts, *(_numbers(part, ranges) for part in (above, below, between)), strict=True)
+    ends = [kernels.bound_gradients(a, b, r if residual else None, part) for part, a, b, r in sums]
     if ranges.flat:
-        listed = [[None] * count if part is None else part.tolist() for part in sums]
-        ends = [kernels.bound_gradients(*row, part) for *row, part in zip(*listed, ranges.parts, strict=True)]
-        lower, upper = torch.tensor(ends).T.unbind()
+        lower, upper = torch.tensor(ends, device=grad.device).T.unbind()
     else:
-        shaped = [None if part is None else part.reshape(ranges.bounds) for part in sums]
-        lower, upper = map(torch.as_tensor, kernels.bound_gradients(*shaped, ranges.parts[0]))
+        lower, upper = map(torch.as_tensor, ends[0])
     bounds = ranges.bounds
     return inside.as_strided(grad.shape, grad.stride()), lower.reshape(bounds), upper.reshape(bounds)
+
+
+def _numbers(sums: Tensor, ranges: Ranges) -> Iterable[Real]:
+    """For each of the grids: its number, or its tensor."""
+    return sums.tolist() if ranges.flat else [sums.reshape(ranges.bounds)]
 
 
 def _table(ranges: Ranges, device: torch.device) -> Tensor:
@@ -67,7 +70,9 @@ def _compiled(kernel: Callable[..., Any], device: str) -> Callable[..., Any]:
 
 def _require_compiler() -> None:
     try:
-        torch.compile(_probe, dynamic=True, fullgraph=True)(torch.zeros(64))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch's own, about its own parts
+            torch.compile(_probe, dynamic=True, fullgraph=True)(torch.zeros(64))
     except Exception as error:  # whatever the compiler, its absence or the system says
         raise UserError("kernel 'compiled' needs a C++ compiler that works here; use kernel 'eager'") from error
 
@@ -81,19 +86,19 @@ def _round(values: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
     wide = values.float()
     exact = wide / scale
     codes = torch.minimum(torch.maximum(torch.round(exact), -zero_point), levels - zero_point)
-    marks = torch.round((exact - codes) * RESIDUAL_STEPS)
-    marks = torch.where(wide > upper, CLIPPED, torch.where(wide < lower, -CLIPPED, marks))
+    marks = torch.round((exact - codes) * (2 * AMPLITUDE))
+    marks = torch.where(wide > upper, AMPLITUDE + 1, torch.where(wide < lower, -AMPLITUDE - 1, marks))
     return (codes * scale).to(values.dtype), marks.to(torch.int8)
 
 
 def _gradients(grad: Tensor, marks: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of the values, and its sums above, below and (times marks) between them, of each row."""
+    """Of the values, and its sums above, below and (times residual) between, of each row."""
     wide, sides = grad.float(), marks.float()
-    above, below = sides >= CLIPPED, sides <= -CLIPPED
+    above, below = sides > AMPLITUDE, sides < -AMPLITUDE
     inside = torch.where(above | below, 0.0, wide)
     return (
         inside.to(grad.dtype),
         torch.where(above, wide, 0.0).sum(1),
         torch.where(below, wide, 0.0).sum(1),
-        (inside * sides).sum(1),
+        (inside * sides).sum(1) / (2 * AMPLITUDE),
     )

@@ -2,14 +2,17 @@
 
 Forward, with the deployed scale `s`, zero point `z` and range `[l, u]` (which holds zero): `t = x / s`,
 `q = clamp(round(t), -z, n - z)`, `out = q * s`. What the backward needs of an element is one signed byte, its
-*mark*: 127 above `u`, -127 below `l`, otherwise the rounding residual `t - q` in 252nds. With `A` and `B` the sums of
-the output's gradient over the elements above and below and `R = sum(gradient * (q - t))` over the rest:
-`du = A + e`, `dl = B - e`, `e = R/n + A*a + B*b`, where `a` and `b` are how far the ends of the grid miss the bounds,
-in units of the range. The `indicator` gradient has `e = 0`. Gradients are those of the widened range and reach the
-bounds straight through the widening, so a bound on the wrong side of zero is not stuck there.
+*mark*: with an amplitude `a` of 126, `a + 1` above `u`, `-a - 1` below `l`, otherwise the rounding residual `t - q`
+in steps of `1/2a`; `-a - 2` is what a ReLU before the quantiser cut off. Smaller amplitudes leave bits for the code.
 
-In-place floating point arithmetic does it all, in pieces that fit a CPU's cache: PyTorch's comparisons and masked
-writes cost ten times as much there.
+With `A` and `B` the sums of the output's gradient over the elements above and below and
+`R = sum(gradient * (q - t))` over the rest: `du = A + e`, `dl = B - e`, `e = R/n + A*c + B*d`, where `c` and `d` are
+how far the ends of the grid miss the bounds, in units of the range. The `indicator` gradient has `e = 0`. Gradients
+are those of the widened range and reach the bounds straight through the widening, so a bound on the wrong side of
+zero is not stuck there.
+
+In-place floating point arithmetic does it all, in pieces that fit a CPU's cache: PyTorch's comparisons, shifts and
+masked writes of bytes cost ten times as much there.
 """
 
 from __future__ import annotations
@@ -21,13 +24,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SMALLEST_RANGE = 1e-6
-CLIPPED = 127
-"""The mark of an element above the range; its negative is that of one below."""
-RESIDUAL_STEPS = 252
-"""Marks of elements within the range count the rounding residual in steps of 1/252: -126..126."""
-RECTIFIED = -128
-"""The mark of an element that a ReLU before the quantiser set to zero."""
+from srquant.quantizers.grid import SMALLEST_RANGE
+
+AMPLITUDE = 126
+"""Of marks that fill a byte of their own."""
 _ENORMOUS = 1e30
 _PIECE = 2**18
 
@@ -141,55 +141,99 @@ def rounded_with_marks(values: Tensor, ranges: Ranges, *, residual: bool) -> tup
     for part, source, target, mark in _pieces(ranges, values, out, marks):
         exact, missing = (buffer[: len(source)] for buffer in scratch)
         _codes(source, part, exact, target)
-        mark.copy_(_marks(source, part, exact, target, missing, residual=residual))
+        mark.copy_(_marks(source, part, exact, target, missing, AMPLITUDE if residual else 0, AMPLITUDE))
         target.mul_(part.scale)
     return out, marks
 
 
-def encoded(values: Tensor, ranges: Ranges, *, residual: bool, rectified: bool) -> tuple[Tensor, Tensor]:
-    """The codes (uint8) and marks (int8) of float32 values, or of their positive parts.
+@dataclass(frozen=True)
+class Form:
+    """What is kept of an element for the backward.
+
+    Attributes:
+        bits: of the codes.
+        residual: whether marks hold the residual, or the side alone.
+        packed: code and mark share a byte, the code in the upper bits; at most 6 bits, 4 with the residual.
+        rectified: a ReLU stands before the quantiser.
+    """
+
+    bits: int
+    residual: bool
+    packed: bool
+    rectified: bool
+
+    @property
+    def amplitude(self) -> int:
+        """Of the marks."""
+        return 2 ** (7 - self.bits) - 2 if self.packed else AMPLITUDE
+
+    @property
+    def code_step(self) -> int:
+        """What a code counts in a packed byte."""
+        return 2 ** (8 - self.bits)
+
+
+def encoded(values: Tensor, ranges: Ranges, form: Form, codes: Tensor) -> list[Tensor]:
+    """What is kept of float32 values: marks (int8) and codes, or both packed in one uint8 tensor.
 
     Args:
-        values: float32, any layout.
+        values: float32, `dense` if the ranges are flat.
         ranges: their grids.
-        residual: whether the marks hold the residual, or the side alone.
-        rectified: a ReLU stands before the quantiser; what it cuts off is marked `RECTIFIED`.
+        form: of what is kept.
+        codes: uint8 or float32, filled with the codes.
     """
-    values = dense(values) if ranges.flat else values
-    codes, marks = torch.empty_like(values, dtype=torch.uint8), torch.empty_like(values, dtype=torch.int8)
-    scratch = _scratch(values, ranges, 4 if rectified else 3)
-    for part, source, code, mark in _pieces(ranges, values, codes, marks):
+    kept = torch.empty_like(values, dtype=torch.uint8 if form.packed else torch.int8)
+    scratch = _scratch(values, ranges, 4 if form.rectified else 3)
+    zero_mark = -form.amplitude - 2
+    for part, source, target, code in _pieces(ranges, values, kept, codes):
         exact, missing, centred, *positive = (buffer[: len(source)] for buffer in scratch)
-        real = torch.clamp(source, min=0, out=positive[0]) if rectified else source
+        real = torch.clamp(source, min=0, out=positive[0]) if form.rectified else source
         _codes(real, part, exact, centred)
-        mark_values = _marks(real, part, exact, centred, missing, residual=residual)
-        if rectified:
-            mark_values.sub_(RECTIFIED)
-            torch.ops.aten.threshold_backward.grad_input(mark_values, source, 0, grad_input=mark_values)
-            mark_values.add_(RECTIFIED)
-        mark.copy_(mark_values)
+        marks = _marks(real, part, exact, centred, missing, form.amplitude if form.residual else 0, form.amplitude)
+        if form.rectified:
+            marks.sub_(zero_mark)
+            torch.ops.aten.threshold_backward.grad_input(marks, source, 0, grad_input=marks)
+            marks.add_(zero_mark)
         code.copy_(centred.add_(part.zero_point))
-    return codes, marks
+        target.copy_(marks.sub_(zero_mark).add_(centred, alpha=form.code_step) if form.packed else marks)
+    return [kept] if form.packed else [kept, codes]
 
 
-def decoded(codes: Tensor, ranges: Ranges) -> Tensor:
-    """Float32 values from the codes of `encoded`."""
-    out = torch.empty_like(codes, dtype=torch.float32)
-    for part, source, target in _pieces(ranges, codes, out):
-        target.copy_(source).sub_(part.zero_point).mul_(part.scale)
-    return out
+def unpacked(packed: Tensor, form: Form) -> tuple[Tensor, Tensor]:
+    """Marks (int8) and codes (float32) of a packed tensor; by roundings, as shifts of bytes are slow."""
+    step, half = form.code_step, 2.0 ** (7 - form.bits) - 0.5
+    both = packed.float()
+    codes = both.sub(half).mul_(1 / step).round_()
+    return both.sub_(codes, alpha=step).sub_(form.amplitude + 2).to(torch.int8), codes
+
+
+def on_grid_(codes: Tensor, ranges: Ranges) -> Tensor:
+    """Codes (float32) turned into values in place."""
+    for part, target in _pieces(ranges, codes):
+        target.sub_(part.zero_point).mul_(part.scale)
+    return codes
 
 
 def _marks(
-    values: Tensor, part: Range, exact: Tensor, codes: Tensor, missing: Tensor, *, residual: bool
+    values: Tensor, part: Range, exact: Tensor, codes: Tensor, missing: Tensor, amplitude: int, largest: int
 ) -> Tensor:
-    """The marks as float32, in `exact`, which holds values over scale; `missing` is overwritten."""
-    if residual:
-        exact.sub_(codes).mul_(RESIDUAL_STEPS)
+    """The marks as float32, in `exact`, which holds values over scale; `missing` is overwritten.
+
+    Args:
+        values: float32.
+        part: their grid.
+        exact: values over scale.
+        codes: counted from the zero point.
+        missing: scratch.
+        amplitude: of the residual; 0 leaves it out.
+        largest: the amplitude of the marks.
+    """
+    if amplitude:
+        exact.sub_(codes).mul_(2 * amplitude)
     else:
         exact.zero_()
     _clip(values, part.lower, part.upper, missing).sub_(values)
-    return exact.sub_(missing, alpha=_ENORMOUS).clamp_(-CLIPPED, CLIPPED).round_()
+    return exact.sub_(missing, alpha=_ENORMOUS).clamp_(-largest - 1, largest + 1).round_()
 
 
 def _scratch(values: Tensor, ranges: Ranges, count: int) -> list[Tensor]:
@@ -216,7 +260,14 @@ def _clip(values: Tensor, low: Real, high: Real, out: Tensor) -> Tensor:
 
 
 def gradients(
-    grad: Tensor, marks: Tensor, ranges: Ranges, *, bounds: bool, residual: bool, rectified: bool = False
+    grad: Tensor,
+    marks: Tensor,
+    ranges: Ranges,
+    *,
+    bounds: bool,
+    residual: bool,
+    rectified: bool = False,
+    amplitude: int = AMPLITUDE,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Of values, lower and upper, from the gradient of the output.
 
@@ -226,7 +277,8 @@ def gradients(
         ranges: of the forward pass.
         bounds: whether the bounds need a gradient.
         residual: the `official` gradient.
-        rectified: as `encoded` had it.
+        rectified: whether a ReLU stands before the quantiser.
+        amplitude: of the marks.
     """
     grad = like(grad, marks)
     inside = torch.empty_like(grad)
@@ -234,11 +286,11 @@ def gradients(
     for part, g, mark, target in _pieces(ranges, grad, marks, inside):
         sides = mark.float()
         if rectified:
-            g = torch.ops.aten.threshold_backward(g, sides, RECTIFIED + 0.5)
-        torch.ops.aten.hardtanh_backward.grad_input(g, sides, 0.5 - CLIPPED, CLIPPED - 0.5, grad_input=target)
+            g = torch.ops.aten.threshold_backward(g, sides, -1.5 - amplitude)
+        torch.ops.aten.hardtanh_backward.grad_input(g, sides, -0.5 - amplitude, 0.5 + amplitude, grad_input=target)
         if bounds:
-            sums = _sums(g - target, target, sides, None if ranges.flat else ranges.bounds, residual)
-            lower, upper = bound_gradients(*sums, part)
+            shape = None if ranges.flat else ranges.bounds
+            lower, upper = bound_gradients(*_sums(g - target, target, sides, shape, amplitude, residual), part)
             before = ends.get(id(part), (0.0, 0.0))
             ends[id(part)] = before[0] + lower, before[1] + upper
     if not bounds:
@@ -250,25 +302,45 @@ def gradients(
     return inside, lower.reshape(ranges.bounds), upper.reshape(ranges.bounds)
 
 
-def _sums(outside: Tensor, inside: Tensor, sides: Tensor, shape: torch.Size | None, residual: bool):
-    """Of the gradient above, below, and (times marks) between; numbers, or tensors of a shape."""
+def within(grad: Tensor, values: Tensor, ranges: Ranges) -> Tensor:
+    """The gradient where the values lie within their range, zero elsewhere."""
+    if not ranges.flat:
+        (part,) = ranges.parts
+        return grad * ((values >= part.lower) & (values <= part.upper))
+    values = dense(values)
+    grad = like(grad, values)
+    out = torch.empty_like(grad)
+    for part, g, source, target in _pieces(ranges, grad, values, out):
+        ends = torch.tensor([part.lower, part.upper])
+        ends = torch.nextafter(ends, torch.tensor([-math.inf, math.inf])).tolist()
+        torch.ops.aten.hardtanh_backward.grad_input(g, source, *ends, grad_input=target)
+    return out
+
+
+def _sums(
+    outside: Tensor, inside: Tensor, sides: Tensor, shape: torch.Size | None, amplitude: int, residual: bool
+) -> tuple[Real, Real, Real | None]:
+    """Of the gradient above, below, and times residual between; numbers, or tensors of a shape.
+
+    The first two are exactly zero where nothing is clipped: Adam would make whole steps of mere noise.
+    """
+    above = torch.ops.aten.threshold_backward(outside, sides, 0)
+    below = outside.sub_(above)
     if shape is None:
-        total, difference = outside.sum().item(), torch.dot(outside, sides).item() / CLIPPED
-        rounding = torch.dot(inside, sides).item() if residual else None
-    else:
-        total, difference = outside.sum_to_size(shape), (outside * sides).sum_to_size(shape) / CLIPPED
-        rounding = (inside * sides).sum_to_size(shape) if residual else None
-    return (total + difference) / 2, (total - difference) / 2, rounding
+        between = torch.dot(inside, sides).item() / (2 * amplitude) if residual else None
+        return above.sum().item(), below.sum().item(), between
+    between = (inside * sides).sum_to_size(shape) / (2 * amplitude) if residual else None
+    return above.sum_to_size(shape), below.sum_to_size(shape), between
 
 
 def bound_gradients(above: Real, below: Real, rounding: Real | None, part: Range) -> tuple[Real, Real]:
-    """Of lower and upper, from the sums over the elements above, below and (marks times gradient) between them."""
+    """Of lower and upper, from the sums above, below and between (times `t - q`; None: `indicator`)."""
     if rounding is None:
         return below, above
     width = part.scale * part.levels
     overshoot_above = (part.highest * part.scale - part.upper) / width
     overshoot_below = (part.lowest * part.scale - part.lower) / width
-    residual = above * overshoot_above + below * overshoot_below - rounding / (RESIDUAL_STEPS * part.levels)
+    residual = above * overshoot_above + below * overshoot_below - rounding / part.levels
     return below - residual, above + residual
 
 
@@ -299,6 +371,8 @@ def _pieces(ranges: Ranges, *tensors: Tensor) -> Iterator[tuple]:
     if not ranges.flat:
         yield ranges.parts[0], *tensors
         return
-    for part, *lines in zip(ranges.parts, *(rows(t, len(ranges.parts)) for t in tensors), strict=True):
-        for start in range(0, max(len(lines[0]), 1), _PIECE):
-            yield part, *(line[start : start + _PIECE] for line in lines)
+    length = tensors[0].numel() // len(ranges.parts)
+    for row, part in enumerate(ranges.parts):
+        for start in range(0, length, _PIECE):
+            place = (min(_PIECE, length - start),), (1,), row * length + start
+            yield part, *(t.as_strided(place[0], place[1], place[2] + t.storage_offset()) for t in tensors)

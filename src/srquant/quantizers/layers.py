@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from srquant.errors import UserError
 from srquant.quantizers import grid as grids
 from srquant.quantizers.grid import Grid
 from srquant.quantizers.ranges import RangeObserver
+from srquant.quantizers.straight_through import pass_gradient
 
 if TYPE_CHECKING:
     from srquant.quantizers.weights import WeightQuantizer
@@ -140,6 +142,7 @@ class QuantConv2d(nn.Conv2d):
         weight_quantizer: rounds the weights in training.
         frozen: the codes, once chosen.
         snap_bias: whether the bias is rounded to its deployed grid in training.
+        fusion: computes the layer in training, its input's rounding included; see `srquant.quantizers.acceleration`.
     """
 
     def __init__(
@@ -158,9 +161,10 @@ class QuantConv2d(nn.Conv2d):
         self.low_bit = low_bit
         self.weight = nn.Parameter(conv.weight.detach().clone())
         bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach().clone()
-        self.bias = nn.Parameter(bias)
+        self.bias = nn.Parameter(bias, requires_grad=conv.bias is not None)
         self.weight_quantizer: WeightQuantizer | None = None
         self.snap_bias = True
+        self.fusion: Callable[[QuantConv2d, Tensor], Tensor] | None = None
         self._source = (source,)  # in a tuple, so that it stays a module of the graph, not of this layer
         self.frozen: LayerCodes | None = None
 
@@ -216,9 +220,11 @@ class QuantConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name of nn.Conv2d
         """[N,C,H,W] float on the input grid -> [N,O,H,W] float, not yet on a grid."""
+        if self.fusion is not None and self.weight_quantizer is not None:
+            return self.fusion(self, input)
         if self.weight_quantizer is not None:
             weight, step = self.weight_quantizer(self.weight)
-            return self._convolved(input, weight, self._snapped_bias(step))
+            return self._convolved(input, weight, self.snapped_bias(step))
         if self.frozen is None:
             return super().forward(input)
         return self._convolved(input, self.frozen.real_weight(), self.frozen.real_bias(self.input_scale))
@@ -226,10 +232,10 @@ class QuantConv2d(nn.Conv2d):
     def _convolved(self, values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return functional.conv2d(values, weight, bias, self.stride, self.padding, 1, self.groups)
 
-    def _snapped_bias(self, step: Tensor) -> Tensor:
+    def snapped_bias(self, step: Tensor) -> Tensor:
         """The bias on the accumulator's grid, straight-through."""
         assert self.bias is not None
         if not self.snap_bias or self.source is None:
             return self.bias
         grid = self.source.step() * step
-        return self.bias + (torch.round(self.bias.detach() / grid) * grid - self.bias.detach())
+        return pass_gradient(self.bias, torch.round(self.bias.detach() / grid) * grid)

@@ -102,6 +102,15 @@ PLACEMENTS: Mapping[str, Placement] = {
             "srresnet": _SRRESNET,
         },
     ),
+    "daq": Placement(
+        "daq",
+        "DAQ's: weights and inputs of the convolutions inside the residual blocks; skips and the rest at 8 bit",
+        layouts={
+            "edsr": Layout(low_bit=("body.*.body.*",)),
+            "rdn": Layout(low_bit=("RDBs.*.convs.*",)),
+            "srresnet": _SRRESNET,
+        },
+    ),
 }
 
 

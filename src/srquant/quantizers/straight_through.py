@@ -27,7 +27,15 @@ from srquant.errors import unknown
 from srquant.quantizers import compiled, kernels
 from srquant.quantizers.kernels import Ranges, integer_grid
 
-__all__ = ["Gradient", "GridKind", "Kernel", "fake_quantize_between", "integer_grid", "round_straight_through"]
+__all__ = [
+    "Gradient",
+    "GridKind",
+    "Kernel",
+    "fake_quantize_between",
+    "integer_grid",
+    "pass_gradient",
+    "round_straight_through",
+]
 
 GridKind = Literal["official", "integer"]
 Gradient = Literal["official", "indicator"]
@@ -64,7 +72,11 @@ def fake_quantize_between(
     Raises:
         UserError: `compiled` without a working compiler, or an unknown name.
     """
-    for kind, given, allowed in (("grid", grid, GridKind), ("gradient", gradient, Gradient), ("kernel", kernel, Kernel)):
+    for kind, given, allowed in (
+        ("grid", grid, GridKind),
+        ("gradient", gradient, Gradient),
+        ("kernel", kernel, Kernel),
+    ):
         if given not in get_args(allowed):
             raise unknown(kind, given, get_args(allowed))
     if grid == "official":
@@ -74,6 +86,8 @@ def fake_quantize_between(
     ranges = kernels.integer_ranges(values, lower, upper, bits)
     if not torch.is_grad_enabled():
         return kernels.rounded(values.float(), ranges).to(values.dtype)
+    if values.is_leaf and not (lower.requires_grad or upper.requires_grad):
+        return _OfLeaf.apply(values, ranges)
     function = _Compiled if kernel == "compiled" and kernels.has_rows(values, lower) else _Eager
     return function.apply(values, lower, upper, ranges, gradient == "official")
 
@@ -94,6 +108,20 @@ class _Eager(torch.autograd.Function):
             grads[0].float(), marks, ctx.ranges, bounds=ctx.bounds, residual=ctx.residual
         )
         return inside.to(grads[0].dtype), lower, upper, None, None
+
+
+class _OfLeaf(torch.autograd.Function):
+    """Of a parameter between fixed bounds: the parameter is there anyway, so nothing else is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, ranges: Ranges) -> Tensor:
+        ctx.save_for_backward(values)
+        ctx.ranges = ranges
+        return kernels.rounded(values.float(), ranges).to(values.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return kernels.within(grads[0], ctx.saved_tensors[0], ctx.ranges), None
 
 
 class _Compiled(torch.autograd.Function):
@@ -138,16 +166,21 @@ class _Instead(torch.autograd.Function):
         return grads[0], None
 
 
-class _Round(torch.autograd.Function):
+class _PassGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:  # noqa: ARG004 - the signature of torch
-        return torch.round(values)
+    def forward(ctx: Any, values: Tensor, rounded: Tensor) -> Tensor:  # noqa: ARG004 - the signature of torch
+        return rounded.view_as(rounded)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:  # noqa: ARG004
-        return grads[0]
+        return grads[0], None
+
+
+def pass_gradient(values: Tensor, rounded: Tensor) -> Tensor:
+    """Exactly `rounded`, but the gradient goes to `values`, unchanged; both of one shape."""
+    return _PassGradient.apply(values, rounded)
 
 
 def round_straight_through(values: Tensor) -> Tensor:
     """Round half to even; the gradient passes unchanged."""
-    return _Round.apply(values)
+    return pass_gradient(values, torch.round(values.detach()))

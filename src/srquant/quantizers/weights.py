@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from srquant.quantizers.bounds import percentiles
-from srquant.quantizers.straight_through import GridKind, fake_quantize_between, integer_grid
+from srquant.quantizers.straight_through import GridKind, fake_quantize_between, integer_grid, pass_gradient
 
 _LARGEST_INT8 = 127
 
@@ -85,7 +85,10 @@ class AsymmetricWeights(WeightQuantizer):
         lower, upper = self.range(weight)
         step, zero_point = integer_grid(lower, upper, self.bits)
         largest = torch.maximum(zero_point, 2**self.bits - 1 - zero_point)
-        rounded = fake_quantize_between(weight, lower, upper, self.bits, grid=self.grid, gradient="indicator")
+        values = weight.detach() if self.percentile == 100 else weight
+        rounded = fake_quantize_between(values, lower, upper, self.bits, grid=self.grid, gradient="indicator")
+        if self.percentile == 100:  # nothing is clipped, the two extreme weights neither
+            rounded = pass_gradient(weight, rounded)
         return rounded, step / torch.floor(_LARGEST_INT8 / largest)
 
     def codes(self, weight: Tensor) -> WeightCodes:
@@ -126,7 +129,7 @@ class SymmetricWeights(WeightQuantizer):
         """See `WeightQuantizer.forward`."""
         steps = self.steps(weight)
         wide = steps.view(-1, 1, 1, 1)
-        rounded = weight + (torch.round(weight.detach() / wide) * wide - weight.detach())
+        rounded = pass_gradient(weight, torch.round(weight.detach() / wide) * wide)
         return rounded, steps / (_LARGEST_INT8 // self._top)
 
     def codes(self, weight: Tensor) -> WeightCodes:

@@ -1,0 +1,123 @@
+"""Scores of what was trained, one benchmark set at a time, and the row of results they make."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from srquant.config import Experiment
+from srquant.engines import open_engine
+from srquant.evaluation.scores import Facts, evaluate_engine, facts
+from srquant.experiments.training import Trained
+from srquant.networks.info import SRNetwork
+from srquant.progress import Progress
+from srquant.quantizers import QuantizedNetwork
+
+SCORES_FOLDER = "scores"
+AUTOMATIC = "auto"
+SIMULATION = "simulate"
+"""The engine of networks that cannot run as integers; the table names it, too."""
+
+
+def engine_of(trained: Trained, engine: str) -> str:
+    """What runs a trained network: PyTorch a float one, `engine` a deployed one, the simulation any other.
+
+    "auto" takes ONNX Runtime, which equals the integer reference bit for bit, or PyTorch where it is not installed.
+    """
+    if isinstance(trained.model, SRNetwork):
+        return "torch"
+    if trained.simulated_because is not None:
+        return SIMULATION
+    if engine == AUTOMATIC:
+        return "onnxruntime" if find_spec("onnxruntime") and find_spec("onnx") else "torch"
+    return engine
+
+
+def score(trained: Trained, benchmark: Path, engine: str, progress: Progress) -> dict[str, Any]:
+    """The scores of a finished training on a set, as `Evaluation.to_json` tells them; also kept in its folder.
+
+    Args:
+        trained: finished.
+        benchmark: see `srquant.imaging.open_set`.
+        engine: what runs a deployed network; see `engine_of`.
+        progress: told of every picture.
+
+    Raises:
+        UserError: the set cannot be read, or the engine cannot run the network.
+    """
+    assert trained.model is not None
+    runner = open_engine(trained.model, engine_of(trained, engine))
+    evaluation = evaluate_engine(runner, [benchmark], _facts(trained), progress)
+    path = _path(trained, benchmark)
+    path.parent.mkdir(exist_ok=True)
+    evaluation.save(path)
+    return evaluation.to_json()
+
+
+def kept_score(trained: Trained, benchmark: Path, engine: str) -> dict[str, Any] | None:
+    """What `score` kept of the same network on the same engine; None where there is nothing."""
+    try:
+        told = json.loads(_path(trained, benchmark).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return told if (told["sha256"], told["engine"]) == (trained.sha256, engine_of(trained, engine)) else None
+
+
+def _path(trained: Trained, benchmark: Path) -> Path:
+    return trained.folder / SCORES_FOLDER / f"{benchmark.resolve().name}.json"
+
+
+def result_row(
+    name: str, experiment: Experiment, trained: Trained, scores: Sequence[Mapping[str, Any]], engine: str
+) -> dict[str, str]:
+    """The row of a finished experiment: what was done, and PSNR and SSIM of every set."""
+    quantization, training = experiment.quantization, experiment.training
+    method = experiment.method
+    told: dict[str, object] = {
+        "experiment": name,
+        "network": experiment.network.name,
+        "scale": _info(trained).scale,
+        "method": "float" if method is None else method.name,
+        "weight_bits": 32 if quantization is None else quantization.weight_bits,
+        "activation_bits": 32 if quantization is None else quantization.activation_bits,
+        "placement": "" if quantization is None else quantization.placement,
+        "rest": "float" if quantization is None else quantization.rest,
+        "steps": trained.steps,
+        "batch": training.batch,
+        "patch": training.patch,
+        "precision": training.precision,
+        "validation_psnr": "" if trained.validation_psnr is None else f"{trained.validation_psnr:.4f}",
+        "engine": engine_of(trained, engine),
+        "sha256": trained.sha256,
+        "protocol": "; ".join(dict.fromkeys(one["protocol"] for one in scores)),
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    for one in scores:
+        for benchmark, means in one["datasets"].items():
+            told[f"{benchmark}_psnr"] = _digits(means["psnr"])
+            told[f"{benchmark}_ssim"] = _digits(means["ssim"])
+    return {key: str(value) for key, value in told.items()}
+
+
+def _facts(trained: Trained) -> Facts:
+    """What is said with every score."""
+    model, name = trained.model, str(trained.file or trained.folder)
+    if isinstance(model, QuantizedNetwork) and trained.simulated_because is not None:
+        how = model.quantization
+        bits = {"weights": how.weight_bits, "activations": how.activation_bits}
+        return Facts(name, trained.sha256, model.info.name, model.info.scale, str(model.placement), bits)
+    assert model is not None
+    return facts(model, name=name, digest=trained.sha256)
+
+
+def _info(trained: Trained) -> Any:
+    assert trained.model is not None
+    return trained.model.info
+
+
+def _digits(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.4f}"
