@@ -2,8 +2,11 @@
 
     python benchmarks/training.py [--batch 4] [--patch 24] [--rounds 10] [--bits 4] [--into README.md]
 
-EDSR-baseline x4 from random weights; the 32 convolutions of its blocks are quantised, bounds trained, the rest stays
-float32, as the published methods do. A step is forward, L1 loss, backward and Adam, on one thread, channels last.
+EDSR-baseline x4 from random weights. In most rows nothing but the inputs and weights of the 32 convolutions of its
+blocks is quantised, bounds trained, and a step is forward, L1 loss, backward and Adam: what a fake quantiser costs.
+The rows that begin with DDTB take the step of that method, without gates and teacher, with its 48 quantisers on the
+skips too; "8-bit rest" has a quantiser behind every other tensor as well, as it has to be for deployment. One thread,
+channels last.
 
 Time is the processor time of this process. All variants live in it and take their steps one after the other in every
 round and in rotated order, so a busy moment of the machine hits all alike.
@@ -35,6 +38,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from srquant import QuantizationConfig, UserError
+from srquant.methods import METHODS
 from srquant.networks import EDSR, EDSRConfig
 from srquant.quantizers import QuantizedNetwork
 from srquant.quantizers.acceleration import TrainingKernel, use_kernel
@@ -53,10 +57,11 @@ Step = Callable[[], object]
 
 @dataclass(frozen=True)
 class Variant:
-    """One row: how quantised layers compute (None: nothing is quantised), and whether under bfloat16 autocast."""
+    """One row: how quantised layers compute (None: nothing is quantised), bfloat16 or not, the rest if it is DDTB's."""
 
     kernel: TrainingKernel | Literal["plain"] | None = None
     bfloat16: bool = False
+    ddtb: Literal["float", "int8"] | None = None
 
 
 VARIANTS: dict[str, Variant] = {
@@ -66,6 +71,9 @@ VARIANTS: dict[str, Variant] = {
     "compiled": Variant("compiled"),
     "fused": Variant("fused"),
     "integer": Variant("integer"),
+    "DDTB, float32 rest, eager": Variant("eager", ddtb="float"),
+    "DDTB, 8-bit rest, eager": Variant("eager", ddtb="int8"),
+    "DDTB, 8-bit rest, integer": Variant("integer", ddtb="int8"),
     "bfloat16, not quantised": Variant(bfloat16=True),
     "bfloat16, compiled": Variant("compiled", bfloat16=True),
 }
@@ -122,6 +130,8 @@ def _step(variant: Variant, arguments: argparse.Namespace) -> Step:
     low = 255 * torch.rand(arguments.batch, 3, arguments.patch, arguments.patch)
     low = low.contiguous(memory_format=torch.channels_last)
     high = 255 * torch.rand(arguments.batch, 3, 4 * arguments.patch, 4 * arguments.patch)
+    if variant.ddtb is not None and variant.kernel not in (None, "plain"):
+        return _ddtb_step(network, variant.kernel, variant.ddtb, arguments.bits, low, high)
     model = network if variant.kernel is None else _quantized(network, variant.kernel, arguments, low)
     model = model.to(memory_format=torch.channels_last).train()  # pyright: ignore[reportCallIssue]
     bounds = [p for name, p in model.named_parameters() if name.endswith(("lower", "upper"))]
@@ -134,6 +144,26 @@ def _step(variant: Variant, arguments: argparse.Namespace) -> Step:
         with torch.autocast("cpu", torch.bfloat16, enabled=variant.bfloat16):
             loss = functional.l1_loss(model(low), high)
         loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def _ddtb_step(
+    network: EDSR, kernel: TrainingKernel, rest: Literal["float", "int8"], bits: int, low: Tensor, high: Tensor
+) -> Step:
+    config = QuantizationConfig(weight_bits=bits, activation_bits=bits, placement="ddtb", rest=rest)
+    model = QuantizedNetwork(network, config, trainable=True)
+    objective = METHODS["ddtb"].from_options(model, None, {"gate": "none", "skt_weight": 0.0}, 1e-4)
+    objective.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    objective.start_epoch(1)
+    objective(low, high)  # sets the bounds
+    use_kernel(model, kernel)
+    optimizer = torch.optim.Adam(objective.parameter_groups(), fused=True)
+
+    def step() -> None:
+        sum(objective(low, high).values(), torch.zeros(())).backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -186,3 +186,22 @@ def test_the_queue_of_the_project() -> None:
     for entry in entries:
         small = shrunk(entry.experiment)
         assert make_objective(small, start_network(small)) is not None
+
+
+def test_sets_of_one_name_are_refused(queue: Path, tmp_path: Path, place: Place) -> None:
+    twin = tmp_path / "elsewhere" / place.benchmark.name
+    places = Places(tmp_path / "runs", (place.pictures,), place.validation, (place.benchmark, twin))
+    with pytest.raises(UserError, match="two benchmark sets have the same name"):
+        list(run_queue(find_entries(queue), places))
+
+
+def test_a_crash_fails_one_experiment_and_not_the_queue(
+    queue: Path, tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_memory(*_: object, **__: object) -> None:
+        raise RuntimeError("out of memory\nwhile trying")
+
+    monkeypatch.setattr("srquant.experiments.queue.train", out_of_memory)
+    outcomes = list(run_queue(find_entries(queue), Places(tmp_path / "runs", (place.pictures,))))
+    assert [one.status for one in outcomes] == ["failed"] * len(find_entries(queue))
+    assert "out of memory while trying" in outcomes[0].message

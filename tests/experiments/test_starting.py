@@ -117,3 +117,31 @@ def test_every_preset_becomes_an_objective(name: str) -> None:
 def test_weights_that_are_not_there_are_named() -> None:
     with pytest.raises(UserError, match=r"nowhere.pth.*no such file"):
         start_network(experiment(FLOAT, weights=str(Path("nowhere.pth"))))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"quantization": {"exact": True}}, "exact = true is for networks that are not trained"),
+        ({"method": {"grid": "official"}}, "method.grid = 'official' cannot be deployed"),
+        ({"method": {"gatee": "none"}}, r"DDTBConfig key 'method\.gatee'.*did you mean 'method\.gate'"),
+        ({"method": {"gate": "repaired"}, "training": {"epochs": 5}}, "training.epochs = 5 is too short for ddtb"),
+        (
+            {"method": {"gate": "repaired", "gate_start_epoch": 2}, "quantization": {"activation_bits": 8}},
+            "gates take at most 7 bit",
+        ),
+        (
+            {"method": {"gate": "repaired", "gate_start_epoch": 2}, "quantization": {"placement": "full"}},
+            "the placement 'full' rounds all tensors to few bits",
+        ),
+    ],
+)
+def test_what_cannot_be_deployed_is_refused_before_it_is_trained(changes: dict[str, Any], message: str) -> None:
+    def start() -> None:
+        asked = experiment(DDTB, weights="scratch", **changes)
+        check(asked)
+        make_objective(asked, start_network(asked))
+
+    with pytest.raises(UserError, match=message) as error:
+        start()
+    assert "\n" not in str(error.value)

@@ -25,7 +25,7 @@ from srquant.experiments import Trained, train
 from srquant.files import sha256
 from srquant.networks.info import SRNetwork
 from srquant.networks.loading import load_network, save_network
-from srquant.quantizers import QuantizedNetwork
+from srquant.quantizers import QuantizedNetwork, load_artefact
 from srquant.settings import read_toml
 from srquant.training import TrainingData, load_checkpoint
 
@@ -239,15 +239,18 @@ def test_mistakes_leave_nothing_behind(tmp_path: Path, place: Place) -> None:
 def test_what_a_preset_says_of_deployment_is_true(name: str, tmp_path: Path, place: Place) -> None:
     words = re.findall(r"--set (\S+)", presets.text(name))
     assert len(words) >= 3
-    words += ["network.width=8", "network.blocks=1", "training.epochs=1", "training.steps_per_epoch=2"]
+    words += ["network.width=8", "network.blocks=1", "training.epochs=2", "training.steps_per_epoch=2"]
+    words += ["method.gate_start_epoch=2", "method.dynamic_ratio=0.5"]
     words += ["training.batch=2", "training.patch=8", "network.layers=2"][: 3 if name.startswith("rdn") else 2]
     trained = run(presets.open_experiment(name, words), tmp_path / "run", place, weights="scratch")
     assert trained.simulated_because is None
     assert trained.file is not None
     picture = drawn_picture(3, 12, 13)
     loaded = load(trained.file)
-    expected = open_engine(loaded, "reference").run(picture)
-    assert np.array_equal(open_engine(loaded, "onnxruntime").run(picture), expected)
+    assert isinstance(loaded, QuantizedNetwork)
+    assert loaded.gates()
+    expected = open_engine(loaded, "reference").run(picture).astype(float)
+    assert np.abs(open_engine(loaded, "onnxruntime").run(picture) - expected).mean() < 0.5
 
 
 def test_a_preset_is_trained_by_its_name(tmp_path: Path, place: Place) -> None:
@@ -256,3 +259,26 @@ def test_a_preset_is_trained_by_its_name(tmp_path: Path, place: Place) -> None:
     with pytest.raises(UserError, match=r"holds edsr x2 \(blocks 2, width 8.* says edsr x2 \(blocks 16, width 64"):
         train("edsr-x2-ddtb-w2a2", tmp_path / "run", data=[place.pictures], weights=place.network)
     assert srquant.train is train
+
+
+def test_a_refused_resumption_leaves_the_settings_as_they_were(tmp_path: Path, place: Place) -> None:
+    folder = tmp_path / "run"
+    run(FLOAT, folder, place, time_budget=0.0)
+    before = (folder / "config.toml").read_text()
+    with pytest.raises(UserError, match="learning_rate"):
+        run(experiment(FLOAT, training={"learning_rate": 0.5}), folder, place, resume=True)
+    assert (folder / "config.toml").read_text() == before
+
+
+def test_training_pictures_do_not_validate(tmp_path: Path, place: Place) -> None:
+    with pytest.raises(UserError, match="is a training picture too"):
+        run(FLOAT, tmp_path / "run", place, validation=place.pictures)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_artefact_says_how_it_was_trained(tmp_path: Path, place: Place) -> None:
+    trained = run(DDTB, tmp_path / "run", place)
+    assert trained.file is not None
+    told = load_artefact(trained.file).training_facts
+    assert (told["method"], told["gate"], told["batch"], told["seed"]) == ("ddtb", "none", 2, 1)
+    assert told["validation_psnr"] == trained.validation_psnr

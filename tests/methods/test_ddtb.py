@@ -133,7 +133,7 @@ def test_no_parameter_is_forgotten(name: str, options: dict[str, Any]):
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_parameter_groups(bits: int):
-    made = ddtb(options={"bounds_learning_rate": 0.02}, bits=bits, learning_rate=3e-4)
+    made = ddtb(options={"bounds_learning_rate": 0.02, "gate": "none"}, bits=bits, learning_rate=3e-4)
     groups = {group["name"]: group for group in made.parameter_groups()}
     rates = {"network": 3e-4, "bounds": 0.02, "rest bounds": 0.02 * (2**bits - 1) / 255}
     assert {name: group["lr"] for name, group in groups.items()} == pytest.approx(rates)

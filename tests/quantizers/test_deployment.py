@@ -15,6 +15,7 @@ from srquant.errors import UserError
 from srquant.evaluation.levels import check_levels
 from srquant.integer import lower
 from srquant.quantizers import PLACEMENTS, QuantizedNetwork, load_artefact, save_artefact
+from srquant.quantizers.bounds import BoundsQuantizer
 from srquant.quantizers.deployment import deploy
 from srquant.quantizers.weights import AsymmetricWeights, SymmetricWeights
 
@@ -103,3 +104,39 @@ def test_weight_codes_are_the_rounded_weights(quantizer: type, bits: int) -> Non
     assert centred.min() >= -(2 ** (bits - 1))
     assert centred.max() < 2 ** (bits - 1)
     assert codes.multiples.abs().max() * codes.expansion <= 127
+
+
+def test_a_dead_channel_keeps_its_bias() -> None:
+    """Its step is all but nothing, and the bias would need a code beyond 32 bits."""
+    trained = trained_network("edsr_x2", 2, "ddtb")
+    layer = trained.convolutions()["tail.0.0"]
+    assert layer.bias is not None
+    with torch.no_grad():
+        layer.weight[3] = 0
+        layer.bias[3] = 0.5
+    deployed = deploy(trained).convolutions()["tail.0.0"]
+    codes = deployed.codes()
+    assert not codes.weight[3].any()
+    assert codes.real_bias(deployed.input_scale)[3] == pytest.approx(0.5, rel=1e-5)
+
+
+def test_normalisation_that_switches_a_channel_off_is_deployed() -> None:
+    trained = trained_network("srresnet_x4", 4, "ddtb")
+    norm = trained.graph.get_submodule("body.0.bn1")
+    assert isinstance(norm, nn.BatchNorm2d)
+    with torch.no_grad():
+        norm.weight[2] = 0
+        norm.bias[2] = 0.5
+    deployed = deploy(trained)
+    layer = deployed.convolutions()["body.0.conv1"]
+    assert not layer.codes().weight[2].any()
+    assert layer.codes().real_bias(layer.input_scale)[2] == pytest.approx(0.5, rel=1e-5)
+    assert psnr(enlarge(deployed), enlarge(trained)) > 40
+
+
+def test_bounds_trained_on_the_official_grid_are_not_deployed() -> None:
+    trained = trained_network("edsr_x2", 2, "ddtb")
+    quantizer = next(q for q in trained.activation_quantizers().values() if isinstance(q, BoundsQuantizer))
+    quantizer.grid_kind = "official"
+    with pytest.raises(UserError, match=r"official grid.*method.grid = 'integer'"):
+        deploy(trained)

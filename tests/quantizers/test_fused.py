@@ -151,3 +151,11 @@ def test_without_gradient_of_the_bounds() -> None:
         assert torch.equal(
             out, fused_quantized_conv2d(values, torch.tensor([-1.3]), torch.tensor([1.7]), 4, weight, bias)
         )
+
+
+def test_the_probe_of_the_machine_does_not_see_autocast() -> None:
+    has_integer_convolution.cache_clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        under_autocast = has_integer_convolution()
+    has_integer_convolution.cache_clear()
+    assert under_autocast == has_integer_convolution()

@@ -17,6 +17,7 @@ from srquant.integer.onnx import to_onnx
 from srquant.quantizers import load_artefact, save_artefact
 from srquant.quantizers.deployment import deploy
 from srquant.quantizers.gating import GatedQuantizer, GateWeights, PictureGrid
+from srquant.quantizers.straight_through import integer_grid
 
 KEYS = ["edsr_x2", "rdn_x2", "srresnet_x4"]
 
@@ -101,3 +102,14 @@ def test_an_impossible_gate_is_a_user_error(part: str, tmp_path: Path, monkeypat
     save_artefact(deployed, path)
     with pytest.raises(UserError, match=f"the gate of '{name}' is impossible"):
         load_artefact(path)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_the_grid_of_a_picture_is_that_of_training(bits: int) -> None:
+    """Symmetric bounds, which a range that is never clipped keeps, lie on a tie."""
+    random = torch.Generator().manual_seed(bits)
+    for upper in (10.0, *(torch.rand(50, generator=random) * 20).tolist()):
+        upper_bound = torch.tensor([upper])
+        scale, zero_point = integer_grid(-upper_bound, upper_bound, bits)
+        grid = PictureGrid(-upper_bound.item(), upper_bound.item(), bits, random_gate(4, seed=2)).nominal()
+        assert (grid.scale, grid.zero_point) == (scale.item(), int(zero_point))

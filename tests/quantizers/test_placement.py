@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import operator
+import time
 
 import pytest
 import torch
@@ -10,12 +11,13 @@ from torch import nn
 from srquant.config import QuantizationConfig
 from srquant.errors import UserError
 from srquant.evaluation.levels import check_levels, level_counts
-from srquant.networks import EDSRConfig, SRNetwork
+from srquant.networks import NETWORKS, EDSRConfig, IMDNConfig, NetworkConfig, SRNetwork
 from srquant.quantizers import PLACEMENTS, QuantizedNetwork
 from srquant.quantizers.folding import fold
 from srquant.quantizers.grid import IMAGE_GRID
 from srquant.quantizers.insertion import insert_quantizers
 from srquant.quantizers.placement import get_placement
+from srquant.quantizers.structure import Structure
 
 PAIRS = [
     (key, name)
@@ -253,3 +255,16 @@ def test_pictures_go_in_and_come_out_as_pixel_values(key: str) -> None:
     assert torch.equal(enlarged, enlarged.round())
     assert enlarged.min() >= 0
     assert enlarged.max() <= 255
+
+
+@pytest.mark.parametrize(
+    "config", [EDSRConfig(scale=2, blocks=48, width=4), IMDNConfig(scale=2, blocks=6, width=16)], ids=["edsr", "imdn"]
+)
+def test_stages_of_deep_networks_are_found_in_one_pass(config: NetworkConfig) -> None:
+    """Every residual addition doubles the paths through a network: walking them all would take for ever."""
+    network = NETWORKS["edsr" if isinstance(config, EDSRConfig) else "imdn"].from_config(config).eval()
+    structure = Structure(fold(network))
+    started = time.process_time()
+    stages = [structure.stage(conv) for conv in structure.convolutions()]
+    assert time.process_time() - started < 5
+    assert set(stages) == {"head", "body", "tail"}

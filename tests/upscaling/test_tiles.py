@@ -69,7 +69,7 @@ def test_auto_runs_a_global_network_whole() -> None:
     engine.halo = None
     upscale_pixels(engine, noise(600, 600), "auto")
     assert engine.shapes == [(600, 600, 3)]
-    with pytest.raises(UserError, match=r"the network looks at the whole picture \(channel attention\)"):
+    with pytest.raises(UserError, match=r"the network looks at the whole picture \(channel attention, or gates"):
         upscale_pixels(engine, noise(6, 6), 4)
 
 

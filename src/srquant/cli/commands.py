@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -135,9 +136,15 @@ def verify(
     output.table("against the integer reference, in grey levels", columns, rows)
     for one in found:
         if one.left_in_float and one.engine != "simulate":
-            output.pairs([(f"{one.engine} computes in float", ", ".join(one.left_in_float))])
+            output.pairs([(f"{one.engine} computes in float", _few(one.left_in_float))])
     if any(one.broken for one in found):
         raise typer.Exit(1)
+
+
+def _few(names: Sequence[str], most: int = 12) -> str:
+    """The first names and how many more there are."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def evaluate(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from srquant.cli import output
-from srquant.errors import unknown
+from srquant.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from srquant.experiments import Trained
@@ -68,7 +68,7 @@ def train(
     time_budget: BudgetOption = None,
 ) -> None:
     """Train a network, float or quantised."""
-    _check(accelerator)
+    _check(accelerator, time_budget)
     from srquant.presets import open_experiment
 
     experiment = open_experiment(preset, changes or ())
@@ -125,7 +125,7 @@ def run_experiments(
     ] = "auto",
 ) -> None:
     """Do what is not done yet: train, go on, score, add a row to results.csv; exit code 1 where one failed."""
-    _check(accelerator)
+    _check(accelerator, time_budget)
     from srquant.engines import ENGINES
     from srquant.experiments import Places, find_entries, run_queue
 
@@ -149,9 +149,11 @@ def run_experiments(
         raise typer.Exit(1)
 
 
-def _check(accelerator: str) -> None:
+def _check(accelerator: str, time_budget: float | None) -> None:
     if accelerator not in _ACCELERATORS:
         raise unknown("accelerator", accelerator, _ACCELERATORS)
+    if time_budget is not None and not time_budget >= 0:
+        raise UserError(f"--time-budget {time_budget}: allowed are 0 seconds or more")
 
 
 def _told(trained: Trained) -> list[tuple[str, str]]:

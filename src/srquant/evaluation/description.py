@@ -44,17 +44,36 @@ def _cost(network: SRNetwork) -> list[tuple[str, str]]:
 def _quantized(model: QuantizedNetwork) -> list[tuple[str, str]]:
     kind = NETWORKS[model.info.name]
     network = kind.from_config(kind.config_type.from_dict(model.network_config))
-    how, pictures = model.quantization, model.calibration.get("pictures", [])
+    how = model.quantization
     return [
         *_cost(network),
         ("bits", f"weights {how.weight_bits}, activations {how.activation_bits}"),
         ("placement", str(model.placement)),
         ("scales", "exact: powers of two, even zero points" if how.exact else "any float32"),
-        ("ranges", f"{how.ranges}{f' {how.percentile}' * (how.ranges == 'percentile')} over {len(pictures)} crops"),
-        ("method", model.method),
+        *_origin(model),
         *_gates(model),
-        ("channels", "equalised" if model.equalized else "as they were"),
         ("packed weights", f"{model.storage_bytes() / 1000:.1f} kB (float32: {4 * parameters(network) / 1000:.1f} kB)"),
+    ]
+
+
+def _origin(model: QuantizedNetwork) -> list[tuple[str, str]]:
+    """Where its grids come from: calibration, or training and its budget."""
+    how, told = model.quantization, model.training_facts
+    if not told:
+        pictures = model.calibration.get("pictures", [])
+        percentile = f" {how.percentile}" * (how.ranges == "percentile")
+        return [
+            ("ranges", f"{how.ranges}{percentile} over {len(pictures)} crops"),
+            ("channels", "equalised" if model.equalized else "as they were"),
+        ]
+    steps = told["epochs"] * told["steps_per_epoch"]
+    score = told["validation_psnr"]
+    return [
+        (
+            "method",
+            f"{model.method}, trained {steps} steps of {told['batch']} patches of {told['patch']}, seed {told['seed']}",
+        ),
+        ("validation", "none" if score is None else f"{score:.3f} dB at step {told['step']}"),
     ]
 
 

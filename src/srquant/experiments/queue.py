@@ -144,6 +144,10 @@ def run_queue(
         places.runs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot use '{places.runs}' for runs: {error.strerror}") from error
+    sets = [benchmark.resolve() for benchmark in places.benchmarks]
+    names = [path.parent.name if path.name == "HR" else path.name for path in sets]
+    if len(set(names)) < len(names):
+        raise UserError(f"two benchmark sets have the same name: {', '.join(names)}")
     outcome = None
     for entry in entries:
         if not _has_work(entry, entries, places):
@@ -153,8 +157,8 @@ def run_queue(
             return
         try:
             outcome = _sitting(entry, places, left, devices, accelerator, engine, progress or Silent())
-        except UserError as error:
-            outcome = Outcome(entry.name, "failed", str(error))
+        except (UserError, RuntimeError, OSError, MemoryError) as error:
+            outcome = Outcome(entry.name, "failed", " ".join(str(error).split()) or type(error).__name__)
         yield outcome
         if outcome.status == "out of time" or (devices > 1 and outcome.status == "finished"):
             return

@@ -13,6 +13,7 @@ from srquant.config import Experiment
 from srquant.engines import open_engine
 from srquant.evaluation.scores import Facts, evaluate_engine, facts
 from srquant.experiments.training import Trained
+from srquant.imaging import open_set
 from srquant.networks.info import SRNetwork
 from srquant.progress import Progress
 from srquant.quantizers import QuantizedNetwork
@@ -68,7 +69,7 @@ def kept_score(trained: Trained, benchmark: Path, engine: str) -> dict[str, Any]
 
 
 def _path(trained: Trained, benchmark: Path) -> Path:
-    return trained.folder / SCORES_FOLDER / f"{benchmark.resolve().name}.json"
+    return trained.folder / SCORES_FOLDER / f"{open_set(benchmark, _info(trained).scale).name}.json"
 
 
 def result_row(

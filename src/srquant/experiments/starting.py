@@ -39,6 +39,11 @@ def check(experiment: Experiment) -> None:
     if experiment.method.name not in METHODS:
         raise unknown("method", experiment.method.name, METHODS)
     build(METHODS[experiment.method.name].config_type, experiment.method.settings, "method")
+    how = experiment.quantization
+    if how is not None and how.exact:
+        raise UserError("quantization.exact = true is for networks that are not trained; trained scales are not exact")
+    if how is not None and how.rest == "int8" and experiment.method.settings.get("grid") == "official":
+        raise UserError("method.grid = 'official' cannot be deployed: say method.grid = 'integer' for rest = 'int8'")
     if experiment.weights is None:
         raise UserError(
             "a quantised network is trained from float weights: name a checkpoint (--weights FILE, or 'weights' in "
@@ -94,6 +99,11 @@ def make_objective(experiment: Experiment, network: SRNetwork) -> Objective:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(experiment.training.seed)
         objective = method.from_options(quantized, network, experiment.method.settings, rate)
+    if not objective.is_final(experiment.training.epochs):
+        raise UserError(
+            f"training.epochs = {experiment.training.epochs} is too short for {experiment.method.name}: "
+            "the network gets its final form only later (method.gate_start_epoch)"
+        )
     use_kernel(quantized, experiment.training.kernel)
     return objective
 

@@ -15,6 +15,7 @@ from srquant.config import DataConfig, Experiment, build
 from srquant.errors import UserError
 from srquant.experiments.starting import check, make_objective, sha256_of_weights, start_network
 from srquant.files import sha256
+from srquant.imaging import find_pictures
 from srquant.networks.info import SRNetwork
 from srquant.networks.loading import save_network
 from srquant.presets import open_experiment
@@ -106,7 +107,9 @@ def train(
     pictures = TrainingData([Path(place) for place in experiment.data.train], scale, config, progress=progress)
     judge = experiment.data.validation
     held_back = None if judge is None else Validation(Path(judge), scale, config.validation_pictures)
-    if not _follows():
+    if judge is not None:
+        _refuse_same_pictures(experiment.data.train, judge)
+    if not begun and not _follows():
         _write_settings(folder, experiment)
     try:
         result = fit(
@@ -125,10 +128,23 @@ def train(
         if not begun:
             _forget_what_never_began(folder)
         raise
+    _write_settings(folder, experiment)  # of a run that went on, some may have changed
     steps = config.epochs * config.steps_per_epoch
     if not result.finished:
         return Trained(folder, False, result.step, steps, result.best)
     return _result(network, objective, folder, steps, result.best)
+
+
+def _refuse_same_pictures(train: Sequence[str], validation: str) -> None:
+    """A state chosen on pictures that it was trained on is no choice.
+
+    Raises:
+        UserError: a validation picture lies among the training pictures.
+    """
+    seen = {path.resolve() for folder in train for path in find_pictures(Path(folder))}
+    both = [path for path in find_pictures(Path(validation)) if path.resolve() in seen]
+    if both:
+        raise UserError(f"the validation picture '{both[0]}' is a training picture too; name a folder of its own")
 
 
 def _changed(
@@ -226,6 +242,12 @@ def _result(network: SRNetwork, objective: Objective, folder: Path, steps: int, 
         return Trained(folder, True, steps, steps, score, network, file, sha256=sha256(file))
     simulated, file = objective.network, folder / ARTEFACT_FILE
     assert isinstance(simulated, QuantizedNetwork)
+    simulated.training_facts = {
+        **objective.describe(),
+        **checkpoint.config,
+        "validation_psnr": score,
+        "step": checkpoint.step,
+    }
     try:
         deployed = deploy(simulated)
     except UserError as error:

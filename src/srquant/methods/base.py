@@ -14,8 +14,8 @@ from torch.nn import functional
 
 from srquant.config import build
 from srquant.methods.losses import knowledge_transfer_loss
+from srquant.methods.passing import PassingBounds
 from srquant.networks.info import SRNetwork
-from srquant.quantizers.bounds import BoundsQuantizer
 from srquant.quantizers.layers import ActivationQuantizer, QuantConv2d
 from srquant.quantizers.network import QuantizedNetwork
 from srquant.quantizers.weights import SymmetricWeights, WeightQuantizer
@@ -100,7 +100,7 @@ class QuantizedObjective(nn.Module):
 
     def rest_quantizer(self, old: ActivationQuantizer) -> ActivationQuantizer:
         """The quantiser of an 8-bit tensor, in place of `old`."""
-        return BoundsQuantizer(old.bits, percentile=100.0)
+        return PassingBounds(old.bits, percentile=100.0)
 
     def rest_weights(self, convolution: QuantConv2d) -> WeightQuantizer:
         """The quantiser of 8-bit weights."""

@@ -37,15 +37,17 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from srquant.errors import UserError
 from srquant.methods.base import MethodConfig, QuantizedObjective, outputs_of
 from srquant.methods.flags import Flags
 from srquant.methods.gate import Gate, GateKind, scales
 from srquant.methods.passing import PassingBounds, PassingWeights
 from srquant.methods.processes import joined
 from srquant.networks.info import SRNetwork
-from srquant.quantizers.gating import GatedQuantizer, PictureGrid
+from srquant.quantizers.gating import MOST_GATED_BITS, GatedQuantizer, PictureGrid
 from srquant.quantizers.layers import ActivationQuantizer, QuantConv2d
 from srquant.quantizers.network import QuantizedNetwork
+from srquant.quantizers.placement import get_placement
 from srquant.quantizers.straight_through import Gradient, GridKind
 from srquant.quantizers.weights import AsymmetricWeights, SymmetricWeights, WeightQuantizer
 
@@ -166,6 +168,25 @@ class GatedBoundsQuantizer(PassingBounds):
         return GatedQuantizer(PictureGrid(*bounds, self.bits, self.gate.deployed()))
 
 
+def _check_gates(network: QuantizedNetwork) -> None:
+    """Refuse gates where they could not be deployed.
+
+    Raises:
+        UserError: too many bits, or a placement in which several places share one low-bit grid.
+    """
+    how = network.quantization
+    if how.rest == "int8" and how.activation_bits > MOST_GATED_BITS:
+        raise UserError(
+            f"method.gate = 'none' is what {how.activation_bits} bit activations allow: gates take at most "
+            f"{MOST_GATED_BITS} bit"
+        )
+    if get_placement(how.placement).low_bit_stream:
+        raise UserError(
+            f"the placement '{how.placement}' rounds all tensors to few bits, gates need one that does not "
+            "(strict, ddtb), or method.gate = 'none'"
+        )
+
+
 class DDTB(QuantizedObjective):
     """The objective of DDTB; epoch 1 gathers statistics (with gates), gates act from `gate_start_epoch` on."""
 
@@ -176,8 +197,10 @@ class DDTB(QuantizedObjective):
     def __init__(
         self, network: QuantizedNetwork, teacher: SRNetwork | None, config: DDTBConfig, learning_rate: float
     ) -> None:
-        super().__init__(network, teacher, config, learning_rate)
         self.has_gates = config.gate != "none"
+        if self.has_gates:
+            _check_gates(network)
+        super().__init__(network, teacher, config, learning_rate)
 
     def quantizer(self, old: ActivationQuantizer) -> ActivationQuantizer:
         """Bounds with a gate."""
@@ -198,10 +221,6 @@ class DDTB(QuantizedObjective):
             return PassingWeights(SymmetricWeights(8))
         percentile = _WEIGHT_PERCENTILE if self.config.weight_range == "percentile" else 100.0
         return PassingWeights(AsymmetricWeights(convolution.bits, percentile=percentile, grid=self.config.grid))
-
-    def rest_quantizer(self, old: ActivationQuantizer) -> ActivationQuantizer:
-        """Trained bounds that wait for the statistics to be gathered."""
-        return PassingBounds(old.bits, percentile=100.0)
 
     def rest_weights(self, convolution: QuantConv2d) -> WeightQuantizer:
         """Symmetric per channel, once the statistics are gathered."""

@@ -131,25 +131,26 @@ class StepWeights(WeightQuantizer):
     def __init__(self, bits: int, weight: Tensor) -> None:
         super().__init__(bits)
         self.highest = 2 ** (bits - 1) - 1
+        self.lowest = max(-self.highest - 1, -_LARGEST_INT8)  # its negative has to be an int8 too
         start = 2 * weight.detach().abs().mean() / math.sqrt(self.highest)
         self.size = nn.Parameter(start.clamp(min=SMALLEST_RANGE).reshape(1))
 
     def forward(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """See `WeightQuantizer.forward`."""
         step = scaled_gradient(self.size, 1 / math.sqrt(weight.numel() * self.highest))
-        return round_to_steps(weight, step, -self.highest - 1, self.highest), step.detach() / self._expansion
+        return round_to_steps(weight, step, self.lowest, self.highest), step.detach() / self._expansion
 
     def codes(self, weight: Tensor) -> WeightCodes:
         """See `WeightQuantizer.codes`."""
         step = scaled_gradient(self.size.detach(), 1.0)
-        multiples = torch.round((weight.detach() / step).clamp(-self.highest - 1, self.highest)).to(torch.int8)
+        multiples = torch.round((weight.detach() / step).clamp(self.lowest, self.highest)).to(torch.int8)
         count = len(weight)
         zero = torch.zeros(count, dtype=torch.int32)
         return WeightCodes(multiples, zero, step.expand(count).clone(), self._expansion)
 
     @property
     def _expansion(self) -> int:
-        return max(_LARGEST_INT8 // (self.highest + 1), 1)
+        return _LARGEST_INT8 // -self.lowest
 
 
 class LSQ(QuantizedObjective):

@@ -60,10 +60,10 @@ class MaxScaleQuantizer(ActivationQuantizer):
             largest = joined(values.detach().float().abs().flatten(1).amax(1)).mean()
             with torch.no_grad():
                 self.alpha.copy_(largest.clamp(min=SMALLEST_RANGE))
-        clipped = values.float()
+        alpha, clipped = self.alpha.clone(), values.float()  # a later call may measure another alpha
         if not measures:
-            clipped = torch.max(torch.min(clipped, self.alpha), -self.alpha)
-        return round_straight_through(clipped * self.top / self.alpha) * self.alpha / self.top
+            clipped = torch.max(torch.min(clipped, alpha), -alpha)
+        return round_straight_through(clipped * self.top / alpha) * alpha / self.top
 
     def step(self) -> Tensor:
         """The scale of the deployed grid, float32 [1]."""

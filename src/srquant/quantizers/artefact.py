@@ -45,6 +45,7 @@ def header(network: QuantizedNetwork) -> dict[str, Any]:
         "network_config": network.network_config,
         "quantization": network.quantization.model_dump(),
         "method": network.method,
+        "training": network.training_facts,
         "placement": str(network.placement),
         "equalized": network.equalized,
         "gated": network.gates(),
@@ -135,6 +136,7 @@ def _rebuild(told: dict[str, Any]) -> QuantizedNetwork:
     quantized.calibration = told["calibration"]
     quantized.equalized = bool(told["equalized"])
     quantized.method = str(told["method"])
+    quantized.training_facts = dict(told["training"])
     return quantized
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from srquant.errors import UserError
 from srquant.quantizers.grid import Grid
 from srquant.quantizers.layers import ActivationQuantizer
 from srquant.quantizers.straight_through import Gradient, GridKind, Kernel, fake_quantize_between, integer_grid
@@ -39,6 +42,7 @@ class BoundsQuantizer(ActivationQuantizer):
         self.grid_kind: GridKind = grid
         self.gradient: Gradient = gradient
         self.kernel: Kernel = "eager"
+        self._seen: tuple[Tensor, int, bool] | None = None
 
     def forward(self, values: Tensor) -> Tensor:
         """Float32 values of any shape, rounded; the first training batch sets the bounds."""
@@ -47,13 +51,20 @@ class BoundsQuantizer(ActivationQuantizer):
 
     def bounds_for(self, values: Tensor) -> tuple[Tensor, Tensor] | None:
         """The lower and the upper bound for these values, [1] or [N,1,1,1]; None to leave them as they are."""
-        if self.training and not self.initialised:
+        if self.training and not self.is_initialised():
             self.set_from(values)
         return self.lower, self.upper
 
+    def is_initialised(self) -> bool:
+        """`initialised`, read from its device only when it changed: a read makes the processor wait."""
+        flag = self.initialised
+        if self._seen is None or self._seen[0] is not flag or self._seen[1] != flag._version:
+            self._seen = flag, flag._version, bool(flag)
+        return self._seen[2]
+
     def looks(self) -> bool:
         """Whether `bounds_for` looks at the values."""
-        return self.training and not self.initialised
+        return self.training and not self.is_initialised()
 
     def round(self, values: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
         """Values rounded between the given bounds, with this quantiser's bits, grid and gradient."""
@@ -75,7 +86,13 @@ class BoundsQuantizer(ActivationQuantizer):
         return integer_grid(self.lower, self.upper, self.bits)[0]
 
     def deployed_grid(self) -> Grid:
-        """The integer grid of the trained bounds."""
+        """The integer grid of the trained bounds.
+
+        Raises:
+            UserError: they were trained on the official grid, which no integers compute.
+        """
+        if self.grid_kind != "integer":
+            raise UserError("trained on the official grid, which is not deployed; train with method.grid = 'integer'")
         scale, zero_point = integer_grid(self.lower, self.upper, self.bits)
         return Grid(float(scale), int(zero_point), 2**self.bits - 1)
 
@@ -83,17 +100,23 @@ class BoundsQuantizer(ActivationQuantizer):
 def percentiles(values: Tensor, percentile: float) -> tuple[Tensor, Tensor]:
     """The percentiles 100 - M and M of all values, float32 [1] each, interpolated linearly as NumPy does.
 
-    Stays on the tensor's device and sorts only the tails.
+    Stays on the tensor's device and sorts nothing but, on other devices than the CPU, the two tails.
     """
     flat = values.detach().flatten().float()
     place = (100 - percentile) / 100 * (flat.numel() - 1)
     whole = min(int(place), flat.numel() - 1)
-    count = min(whole + 2, flat.numel())
-    fraction = place - whole
-    low = torch.topk(flat, count, largest=False).values
-    high = torch.topk(flat, count).values
-    ends = min(whole + 1, count - 1)
-    return (
-        (low[whole] + (low[ends] - low[whole]) * fraction).reshape(1),
-        (high[whole] + (high[ends] - high[whole]) * fraction).reshape(1),
-    )
+    further = min(whole + 1, flat.numel() - 1)
+    if flat.device.type == "cpu":
+        low, high = _lowest(flat.numpy(), whole), [-value for value in _lowest(-flat.numpy(), whole)]
+        ends = flat.new_tensor([[low[0], low[further - whole]], [high[0], high[further - whole]]])
+    else:
+        tails = [torch.topk(flat, further + 1, largest=largest).values for largest in (False, True)]
+        ends = torch.stack([torch.stack([tail[whole], tail[further]]) for tail in tails])
+    lower, upper = torch.lerp(ends[:, 0], ends[:, 1], place - whole)
+    return lower.reshape(1), upper.reshape(1)
+
+
+def _lowest(values: NDArray[np.float32], rank: int) -> list[float]:
+    """The values of a rank and of the next one in ascending order."""
+    parted = np.partition(values, rank)
+    return [float(parted[rank]), float(parted[rank + 1 :].min(initial=np.inf))]

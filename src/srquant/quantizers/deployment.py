@@ -33,7 +33,7 @@ def deploy(trained: QuantizedNetwork) -> QuantizedNetwork:
     quantizers = {name: quantizer.deployed() for name, quantizer in trained.activation_quantizers().items()}
     gated = frozenset(name for name, quantizer in quantizers.items() if isinstance(quantizer, GatedQuantizer))
     deployed = QuantizedNetwork(skeleton, trained.quantization, gated=gated)
-    deployed.method, deployed.calibration = trained.method, trained.calibration
+    deployed.method, deployed.training_facts = trained.method, trained.training_facts
     for name, quantizer in quantizers.items():
         deployed.put_quantizer(name, quantizer)
     layers, norms = trained.convolutions(), _batch_norms(trained.graph)
@@ -65,15 +65,20 @@ def _codes(layer: QuantConv2d, norm: nn.BatchNorm2d | None, input_scale: float) 
         bias = bias * scale + shift
         codes = codes.scaled(torch.where(scale.abs() < _SMALLEST_FACTOR, _SMALLEST_FACTOR, scale))
     codes, bias = _on_cpu(codes), bias.cpu()
-    return grids_for(codes, bias, input_scale)
+    return _layer_codes(codes, bias, input_scale)
 
 
 def _on_cpu(codes: WeightCodes) -> WeightCodes:
     return WeightCodes(codes.multiples.cpu(), codes.zero_points.cpu(), codes.steps.cpu(), codes.expansion)
 
 
-def grids_for(codes: WeightCodes, bias: Tensor, input_scale: float) -> LayerCodes:
-    """Expanded steps and the bias on the grid they make."""
-    steps = (codes.steps.double() / codes.expansion).float()
+def _layer_codes(codes: WeightCodes, bias: Tensor, input_scale: float) -> LayerCodes:
+    """Expanded steps and the bias on the grid they make.
+
+    A channel whose weights are so small that its bias would need a code beyond int32 gets a coarser step.
+    """
+    fine = codes.steps.double() / codes.expansion
+    steps = torch.maximum(fine, bias.double().abs() / (grids.LARGEST_BIAS_CODE * input_scale)).float()
+    multiples = codes.multiples.double() * (fine / steps.double()).clamp(max=1).view(-1, 1, 1, 1)
     bias_codes = grids.bias_codes(bias, steps, input_scale)
-    return LayerCodes(codes.multiples, codes.zero_points, bias_codes, steps, codes.expansion)
+    return LayerCodes(torch.round(multiples).to(torch.int8), codes.zero_points, bias_codes, steps, codes.expansion)

@@ -1,7 +1,8 @@
 """The deployed form of a gated quantiser: bounds that a small gate scales picture by picture (DDTB, ECCV 2022).
 
-The gate sees the channel means of its tensor. Both are computed in float64, so that every engine that is given
-the same tensor chooses the same grid.
+The gate sees the channel means of its tensor. Simulation, reference and torch engine compute both in float64, so that
+they choose the same grid from the same tensor; training and exported files compute them in float32, where a value on
+the edge between two levels of the gate may go the other way.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from torch import Tensor
 from srquant.errors import UserError
 from srquant.quantizers.grid import SMALLEST_RANGE, Grid
 from srquant.quantizers.layers import ActivationQuantizer
+from srquant.quantizers.straight_through import integer_grid
 
-_MOST_BITS = 7
+MOST_GATED_BITS = 7
 _GATE_LEVELS = 3
 """Steps of the gate's own 2-bit roundings."""
 
@@ -83,11 +85,9 @@ class PictureGrid:
 
 
 def _grid(lower: float, upper: float, bits: int) -> Grid:
-    """The integer grid between two bounds, in float32 as `straight_through.integer_grid` computes it."""
-    maximum_code = 2**bits - 1
-    low, high = np.float32(min(lower, 0)), np.float32(max(upper, 0))
-    scale = max(high - low, np.float32(SMALLEST_RANGE)) / np.float32(maximum_code)
-    return Grid(float(scale), int(np.clip(np.rint(-low / scale), 0, maximum_code)), maximum_code)
+    """The integer grid between two float32 bounds, as training computes it."""
+    scale, zero_point = integer_grid(torch.tensor([lower]), torch.tensor([upper]), bits)
+    return Grid(float(scale), int(zero_point), 2**bits - 1)
 
 
 class GatedQuantizer(ActivationQuantizer):
@@ -98,8 +98,8 @@ class GatedQuantizer(ActivationQuantizer):
     """
 
     def __init__(self, picture_grid: PictureGrid) -> None:
-        if picture_grid.bits > _MOST_BITS:
-            raise UserError(f"a gate on a tensor of {picture_grid.bits} bit: allowed are at most {_MOST_BITS}")
+        if picture_grid.bits > MOST_GATED_BITS:
+            raise UserError(f"a gate on a tensor of {picture_grid.bits} bit: allowed are at most {MOST_GATED_BITS}")
         super().__init__(picture_grid.bits, picture_grid.nominal(), low_bit=True)
         self.fixed = False
         self.picture_grid = picture_grid

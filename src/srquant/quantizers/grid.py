@@ -21,7 +21,7 @@ from srquant.errors import UserError
 
 SMALLEST_RANGE = 1e-6
 """No grid spans less."""
-_LARGEST_BIAS_CODE = 2**22
+LARGEST_BIAS_CODE = 2**22
 """Bias codes stay below this, so that a float32 bias names its code without doubt."""
 
 
@@ -122,7 +122,7 @@ def weight_steps(weight: Tensor, bias: Tensor | None, bits: int, input_scale: fl
         best_error = torch.where(better, error, best_error)
     step = best_step / expansion(bits)
     if bias is not None:
-        least = bias.detach().double().abs() / (_LARGEST_BIAS_CODE * input_scale)
+        least = bias.detach().double().abs() / (LARGEST_BIAS_CODE * input_scale)
         step = torch.maximum(step, least)
     if exact:
         step = torch.exp2(torch.ceil(torch.log2(step)))

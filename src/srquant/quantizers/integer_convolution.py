@@ -19,6 +19,11 @@ Pair = tuple[int, int]
 @cache
 def has_integer_convolution() -> bool:
     """Whether this machine and this PyTorch compute `integer_convolution`, and rightly."""
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        return _computes_rightly()
+
+
+def _computes_rightly() -> bool:
     codes = (255 - torch.arange(2 * 16 * 7 * 7).reshape(2, 16, 7, 7) % 3).to(torch.uint8)
     weight = (127 - torch.arange(8 * 16 * 9).reshape(8, 16, 3, 3) % 5).to(torch.int8)
     steps, bias = torch.linspace(0.5, 2, 8), torch.linspace(-3, 3, 8)

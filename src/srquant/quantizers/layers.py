@@ -237,5 +237,5 @@ class QuantConv2d(nn.Conv2d):
         assert self.bias is not None
         if not self.snap_bias or self.source is None:
             return self.bias
-        grid = self.source.step() * step
+        grid = self.source.step().to(step.device) * step
         return pass_gradient(self.bias, torch.round(self.bias.detach() / grid) * grid)

@@ -45,6 +45,7 @@ class QuantizedNetwork(nn.Module):
         quantization: how it is quantised.
         placement: which tensor carries how many bits.
         method: name of what chose the grids, as files tell it.
+        training_facts: how it was trained (plain data); empty for post-training quantisation.
         calibration: which pictures the ranges came from (plain data).
         equalized: whether equalised channels were kept; see `srquant.quantizers.calibration`.
         halo: receptive-field radius in low-resolution pixels; None for a network with global operations.
@@ -72,6 +73,7 @@ class QuantizedNetwork(nn.Module):
         self.network_config: dict[str, Any] = asdict(network.config)
         self.quantization = quantization
         self.method = "post-training"
+        self.training_facts: dict[str, Any] = {}
         self.calibration: Calibration = {}
         self.equalized = False
         unfolded = quantization.rest == "float"

@@ -144,7 +144,7 @@ def _official(values: Tensor, lower: Tensor, upper: Tensor, bits: int, gradient:
     if gradient == "indicator":
         with torch.no_grad():
             rounded = _official_grid(clipped, lower, upper, bits)
-        return _Instead.apply(clipped, rounded)
+        return pass_gradient(clipped, rounded)
     return _official_grid(clipped, lower, upper, bits)
 
 
@@ -152,18 +152,6 @@ def _official_grid(clipped: Tensor, lower: Tensor, upper: Tensor, bits: int) -> 
     scale = (2**bits - 1) / (upper - lower)
     zero_point = round_straight_through(scale * lower) + 2 ** (bits - 1)
     return (round_straight_through(scale * clipped - zero_point) + zero_point) / scale
-
-
-class _Instead(torch.autograd.Function):
-    """The second tensor, with the gradient going to the first."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, rounded: Tensor) -> Tensor:  # noqa: ARG004 - the signature of torch
-        return rounded.view_as(rounded)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:  # noqa: ARG004
-        return grads[0], None
 
 
 class _PassGradient(torch.autograd.Function):

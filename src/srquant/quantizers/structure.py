@@ -21,6 +21,7 @@ class Structure:
     def __init__(self, graph_module: fx.GraphModule) -> None:
         self.graph_module = graph_module
         self.graph = graph_module.graph
+        self._before, self._after = self._around_shuffles()
 
     def module(self, node: fx.Node) -> nn.Module | None:
         """The module a node calls, or None."""
@@ -75,21 +76,23 @@ class Structure:
             source = self.origin(source.args[0])
         if source.op == "placeholder":
             return "head"
-        return "tail" if self._meets_shuffle(conv) or self._after_shuffle(conv) else "body"
+        return "tail" if conv in self._before or conv in self._after else "body"
 
     def first_tail_convolution(self) -> str:
         """Name of the convolution that reads the feature map before the upsampler; empty where there is none."""
         return next((str(node.target) for node in self.convolutions() if self.stage(node) == "tail"), "")
 
-    def _meets_shuffle(self, node: fx.Node) -> bool:
-        """Whether a pixel shuffle is reached without passing another convolution."""
-        for user in node.users:
-            module = self.module(user)
-            if isinstance(module, nn.PixelShuffle):
-                return True
-            if not isinstance(module, nn.Conv2d | ContrastAttention) and self._meets_shuffle(user):
-                return True
-        return False
-
-    def _after_shuffle(self, node: fx.Node) -> bool:
-        return isinstance(self.module(node), nn.PixelShuffle) or any(map(self._after_shuffle, node.all_input_nodes))
+    def _around_shuffles(self) -> tuple[set[fx.Node], set[fx.Node]]:
+        """The nodes from which a pixel shuffle is reached without passing a convolution, and those behind one."""
+        before: set[fx.Node] = set()
+        after: set[fx.Node] = set()
+        for node in self.graph.nodes:
+            is_shuffle = isinstance(self.module(node), nn.PixelShuffle)
+            if is_shuffle or any(source in after for source in node.all_input_nodes):
+                after.add(node)
+        for node in reversed(self.graph.nodes):
+            module = self.module(node)
+            stops = isinstance(module, nn.Conv2d | ContrastAttention)
+            if isinstance(module, nn.PixelShuffle) or (node in before and not stops):
+                before.update(node.all_input_nodes)
+        return before, after

@@ -25,8 +25,15 @@ def explain(objective: nn.Module, parts: Mapping[str, float], forward: Callable[
     elif not bad:
         named = objective.named_parameters()
         culprit = next((n for n, p in named if p.grad is not None and not _finite(p.grad)), None)
-        told.append(f"the loss is finite, the gradient of '{culprit}' is not" if culprit else "the gradient's norm")
+        told.append(f"the loss is finite, the gradient of '{culprit}' is not" if culprit else _largest(objective))
     return "; ".join(told)
+
+
+def _largest(objective: nn.Module) -> str:
+    """Words on gradients that are finite one by one, but whose norm is not."""
+    sizes = {name: float(p.grad.abs().max()) for name, p in objective.named_parameters() if p.grad is not None}
+    name = max(sizes, key=lambda key: sizes[key], default="")
+    return f"the gradient's norm is beyond float32, its largest value is {sizes.get(name, 0.0):.1e} in '{name}'"
 
 
 def _first_module(objective: nn.Module, forward: Callable[[], object]) -> str | None:

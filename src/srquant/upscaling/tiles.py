@@ -54,7 +54,7 @@ def check_tile(engine: Engine, tile: Tile) -> None:
     if engine.halo is None:
         raise UserError(
             f"'{engine.info.name}' cannot be run in tiles of {tile}: the network looks at the whole picture "
-            "(channel attention); allowed: 'auto' or None, which run it whole"
+            "(channel attention, or gates that choose scales); allowed: 'auto' or None, which run it whole"
         )
 
 
