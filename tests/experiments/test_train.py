@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from small_experiments import DDTB, FLOAT, SIMULATED, Place, experiment, write_experiment
 
 import srquant
@@ -140,7 +141,9 @@ def test_a_killed_process_goes_on(tmp_path: Path, place: Place) -> None:
     write_experiment(tmp_path / "own.toml", DDTB, training=training)
     words = ["train", "own.toml", "-o", "run", "--data", place.pictures, "--validation", place.validation]
     words += ["--weights", place.network, "--accelerator", "cpu"]
-    process = subprocess.Popen([sys.executable, "-m", "srquant.cli", *map(str, words)], cwd=tmp_path)
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # the sums of both runs in one order
+    command = [sys.executable, "-m", "srquant.cli", *map(str, words)]
+    process = subprocess.Popen(command, cwd=tmp_path, env=os.environ | threads)
     while not list(tmp_path.glob("run/checkpoints/last-0000000[4-9]")):
         assert process.poll() is None
         time.sleep(0.005)

@@ -64,6 +64,29 @@ def test_a_run_left_after_every_step_ends_the_same(folders: TrainingFolders) -> 
     assert_same_run(folders.root / "whole", folders.root / "pieces")
 
 
+def test_a_run_goes_on_with_its_number_of_threads(folders: TrainingFolders) -> None:
+    """Sums over several threads are taken in another order: the last bits would differ."""
+    before = torch.get_num_threads()
+    seen: list[int] = []
+
+    class Watching(Reconstruction):
+        def start_epoch(self, epoch: int) -> None:
+            seen.append(torch.get_num_threads())
+
+    def watching() -> Reconstruction:
+        return Watching(EDSR(EDSRConfig(scale=2, blocks=1, width=4)), 1e-3)
+
+    try:
+        torch.set_num_threads(2)
+        folders.fit("run", small_config(epochs=1), watching())
+        torch.set_num_threads(1)
+        folders.fit("run", small_config(epochs=2), watching(), resume=True)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [2, 2]
+
+
 def test_only_a_network_of_its_final_form_can_be_the_best(folders: TrainingFolders) -> None:
     """A statistics epoch validates a network that nothing is rounded in; no later state could ever beat it."""
     config = small_config(epochs=4)

@@ -11,9 +11,9 @@ Where the tensor's minimum is exactly 0 (after a ReLU), sigma is that of the pos
 `out = round(x/step) * step`, unclipped. Sigma itself may be rounded (`sigma_bits`) by the first formula over the
 channels of a picture. Weights: the first formula over the whole tensor with mu = 0. All gradients are 1.
 
-Deviations: none in the numbers. The code indexes its table by b - 1, so that 2 bit uses the optimal step of 1 bit;
-that is kept, as is the missing clip after a ReLU (more than 2^b levels are possible). Such grids exist for one
-picture only: they are simulated, not deployed.
+Deviations: none in the quantisers; SRResNet keeps its PReLU, where DAQ's own has ReLU. The code indexes its table
+by b - 1, so that 2 bit uses the optimal step of 1 bit; that is kept, as is the missing clip after a ReLU (more
+than 2^b levels are possible). Such grids exist for one picture only: they are simulated, not deployed.
 """
 
 from __future__ import annotations

@@ -143,6 +143,7 @@ class Run:
             "position": asdict(self.position),
             "evaluating": [name for name, module in self.module.named_modules() if not module.training],
             "random": _random_states(self.team.fabric.device),
+            "threads": torch.get_num_threads(),
             "fingerprint": fingerprint,
         }
         save_checkpoint(self.folder, kind, facts, content)
@@ -157,6 +158,7 @@ class Run:
         for name, module in self.module.named_modules():
             module.training = name not in evaluating
         _set_random_states(content["random"], self.team.fabric.device)
+        torch.set_num_threads(content["threads"])  # another number sums in another order
 
     def _check(self, checkpoint: Checkpoint, fingerprint: str, progress: Progress) -> None:
         """Refuse to go on with something else than what was begun."""

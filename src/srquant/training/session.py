@@ -65,10 +65,15 @@ class Interruption:
 
 @contextmanager
 def repeatable() -> Iterator[None]:
-    """Inside the block cuDNN takes only kernels that give the same bits every time."""
+    """Inside the block cuDNN takes only kernels that give the same bits every time.
+
+    The number of threads, which decides the order of sums, may be changed inside; it is put back.
+    """
+    threads = torch.get_num_threads()
     before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     try:
         yield
     finally:
+        torch.set_num_threads(threads)
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before
