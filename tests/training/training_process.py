@@ -25,7 +25,7 @@ from srquant.networks import EDSR, EDSRConfig
 from srquant.training import Reconstruction, load_checkpoint
 from srquant.training.checkpoint import find_checkpoint
 
-LONG = small_config(epochs=75, checkpoint_every=2, decay_epochs=20)
+LONG = small_config(epochs=150, checkpoint_every=2, decay_epochs=20)
 SHARED = small_config(epochs=4, checkpoint_every=50, ema=0.9, gradient_clip=50.0)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import time
 import zlib
 from dataclasses import dataclass
@@ -136,9 +137,14 @@ def _decode(path: Path, scale: int) -> Pixels:
     return np.ascontiguousarray(picture.rgb)
 
 
+_HEADERS = threading.Lock()
+"""NumPy reads a header by Python's parser, which Python 3.11 cannot run in two threads at once (SystemError)."""
+
+
 def _map(path: Path) -> Pixels:
     """The pixels of an entry, unchecked; ValueError where it is no whole entry."""
-    pixels = np.load(path, mmap_mode="r", allow_pickle=False)
+    with _HEADERS:
+        pixels = np.load(path, mmap_mode="r", allow_pickle=False)
     whole = isinstance(pixels, np.memmap) and pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
     if not whole or path.stat().st_size != pixels.offset + pixels.nbytes + _TRAILER:
         raise ValueError(path)
