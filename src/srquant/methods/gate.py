@@ -27,6 +27,7 @@ from torch.nn import functional
 from srquant.methods.processes import joined
 from srquant.quantizers.folding import batch_norm_affine
 from srquant.quantizers.gating import GateWeights
+from srquant.quantizers.grid import SMALLEST_RANGE
 from srquant.quantizers.straight_through import fake_quantize_between
 from srquant.quantizers.weights import SymmetricWeights
 
@@ -35,7 +36,6 @@ GateKind = Literal["official", "repaired"]
 GATE_BITS = 2
 GATE_FEATURES = 32
 
-_SMALLEST_RANGE = 1e-6
 _LANES = 32
 
 
@@ -137,7 +137,7 @@ class PictureRounding(nn.Module):
         """Values [N,C,1,1] to the same shape."""
         seen = values.detach()
         lower, upper = seen.amin(1, keepdim=True), seen.amax(1, keepdim=True)
-        rounded = round_to_range(seen, lower, torch.maximum(upper, lower + _SMALLEST_RANGE * (1 + lower.abs())))
+        rounded = round_to_range(seen, lower, torch.maximum(upper, lower + SMALLEST_RANGE * (1 + lower.abs())))
         return values + (rounded - seen)
 
 

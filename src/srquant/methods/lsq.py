@@ -28,9 +28,7 @@ from srquant.methods.processes import joined
 from srquant.quantizers.grid import Grid
 from srquant.quantizers.kernels import SMALLEST_RANGE
 from srquant.quantizers.layers import ActivationQuantizer, QuantConv2d
-from srquant.quantizers.weights import WeightCodes, WeightQuantizer
-
-_LARGEST_INT8 = 127
+from srquant.quantizers.weights import LARGEST_INT8, WeightCodes, WeightQuantizer
 
 
 class LSQConfig(MethodConfig):
@@ -131,7 +129,7 @@ class StepWeights(WeightQuantizer):
     def __init__(self, bits: int, weight: Tensor) -> None:
         super().__init__(bits)
         self.highest = 2 ** (bits - 1) - 1
-        self.lowest = max(-self.highest - 1, -_LARGEST_INT8)  # its negative has to be an int8 too
+        self.lowest = max(-self.highest - 1, -LARGEST_INT8)  # its negative has to be an int8 too
         start = 2 * weight.detach().abs().mean() / math.sqrt(self.highest)
         self.size = nn.Parameter(start.clamp(min=SMALLEST_RANGE).reshape(1))
 
@@ -150,7 +148,7 @@ class StepWeights(WeightQuantizer):
 
     @property
     def _expansion(self) -> int:
-        return _LARGEST_INT8 // -self.lowest
+        return LARGEST_INT8 // -self.lowest
 
 
 class LSQ(QuantizedObjective):

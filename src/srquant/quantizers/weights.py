@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from srquant.quantizers.bounds import percentiles
 from srquant.quantizers.straight_through import GridKind, fake_quantize_between, integer_grid, pass_gradient
 
-_LARGEST_INT8 = 127
+LARGEST_INT8 = 127
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +89,7 @@ class AsymmetricWeights(WeightQuantizer):
         rounded = fake_quantize_between(values, lower, upper, self.bits, grid=self.grid, gradient="indicator")
         if self.percentile == 100:  # nothing is clipped, the two extreme weights neither
             rounded = pass_gradient(weight, rounded)
-        return rounded, step / torch.floor(_LARGEST_INT8 / largest)
+        return rounded, step / torch.floor(LARGEST_INT8 / largest)
 
     def codes(self, weight: Tensor) -> WeightCodes:
         """See `WeightQuantizer.codes`."""
@@ -98,7 +98,7 @@ class AsymmetricWeights(WeightQuantizer):
         codes = (torch.round(weight.detach() / step) + zero_point).clamp(0, top)
         multiples = (codes - zero_point).to(torch.int8)
         zero = 2 ** (self.bits - 1) - int(zero_point)
-        expansion = _LARGEST_INT8 // max(int(zero_point), top - int(zero_point))
+        expansion = LARGEST_INT8 // max(int(zero_point), top - int(zero_point))
         count = len(weight)
         return WeightCodes(
             multiples, torch.full((count,), zero, dtype=torch.int32), step.expand(count).clone(), expansion
@@ -130,11 +130,11 @@ class SymmetricWeights(WeightQuantizer):
         steps = self.steps(weight)
         wide = steps.view(-1, 1, 1, 1)
         rounded = pass_gradient(weight, torch.round(weight.detach() / wide) * wide)
-        return rounded, steps / (_LARGEST_INT8 // self._top)
+        return rounded, steps / (LARGEST_INT8 // self._top)
 
     def codes(self, weight: Tensor) -> WeightCodes:
         """See `WeightQuantizer.codes`."""
         steps = self.steps(weight).expand(len(weight)).clone()
         multiples = torch.round(weight.detach() / steps.view(-1, 1, 1, 1)).to(torch.int8)
         zero = torch.zeros(len(weight), dtype=torch.int32)
-        return WeightCodes(multiples, zero, steps, _LARGEST_INT8 // self._top)
+        return WeightCodes(multiples, zero, steps, LARGEST_INT8 // self._top)
