@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import tables
 
-from srquant import load, open_engine
+from srquant import open_engine
 from srquant.engines import Engine
 from srquant.evaluation.levels import check_levels
 from srquant.files import sha256
 from srquant.imaging import Pair, open_set
 from srquant.metrics import Protocol, psnr
+from srquant.networks.loading import load_network
 from srquant.quantizers import load_artefact
 from srquant.training import load_checkpoint
 
@@ -58,7 +59,7 @@ def main() -> None:
 
 
 def reference(weights: Path, validation: Path, config: dict[str, Any]) -> float:
-    network = load(weights)
+    network = load_network(weights)
     pictures = open_set(validation, network.info.scale).pairs[: config["validation_pictures"]]
     return score(open_engine(network, "torch"), pictures)
 
