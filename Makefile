@@ -57,7 +57,7 @@ $(VENV)/.torch-ready: pyproject.toml
 
 $(DEMO_READY): $(VENV)/.torch-ready
 	@echo "installing srquant with its engines"
-	@$(PIP) --editable '.[onnx,openvino]' --group demo
+	@$(PIP) --editable '.[onnx,openvino,litert]' --group demo
 	@touch $@
 
 $(DEV_READY): $(VENV)/.torch-ready

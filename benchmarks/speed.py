@@ -77,6 +77,7 @@ def open_engines(network: SRNetwork, integers: QuantizedNetwork) -> dict[str, En
         "torch int8 (oneDNN)": lambda: srquant.open_engine(integers, "torch"),
         "ONNX Runtime float32": lambda: srquant.open_engine(network, "onnxruntime", threads=1),
         "ONNX Runtime int8": lambda: srquant.open_engine(integers, "onnxruntime", threads=1),
+        "LiteRT int8": lambda: srquant.open_engine(integers, "litert", threads=1),
         "OpenVINO float32": lambda: srquant.open_engine(network, "openvino", threads=1),
         "OpenVINO bfloat16": lambda: _openvino_bfloat16(network),
         "OpenVINO int8": lambda: srquant.open_engine(integers, "openvino", threads=1),

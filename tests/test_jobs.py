@@ -136,6 +136,9 @@ def test_progress_is_told_of_every_crop_of_every_pass(place: Path) -> None:
         def advance(self) -> None:
             self.told.append("step")
 
+        def warn(self, text: str) -> None:
+            self.told.append(text)
+
         def finish(self) -> None:
             self.told.append("end")
 
@@ -145,7 +148,9 @@ def test_progress_is_told_of_every_crop_of_every_pass(place: Path) -> None:
             config = QuantizationConfig(ranges=ranges, equalize=equalize)  # pyright: ignore[reportArgumentType]
             srquant.quantize(place / "net.safetensors", place / "pictures", config, CROPS, progress=counter)
             once = ["calibrating", 3 * passes, *["step"] * 3 * passes, "end"]
-            assert counter.told == once * (2 if equalize else 1)
+            rounding = ["rounding weights", 3, *["step"] * 3, "end"]
+            few = "ranges from 3 of 3 pictures: with fewer than 5 they may be small"
+            assert counter.told == [*once * (2 if equalize else 1), *rounding, few]
 
 
 def test_only_a_float_network_is_quantised(place: Path, tmp_path: Path) -> None:
@@ -189,10 +194,12 @@ def test_a_network_that_diverges_is_a_user_error(weight: float, place: Path) -> 
 
 def test_export_refuses_what_it_cannot_write(place: Path, tmp_path: Path) -> None:
     quantized = srquant.quantize(place / "net.safetensors", place / "pictures", calibration=CROPS)
-    with pytest.raises(UserError, match="unknown format 'onx'; known: onnx, openvino; did you mean 'onnx'"):
+    with pytest.raises(UserError, match="unknown format 'onx'; known: onnx, openvino, litert; did you mean 'onnx'"):
         srquant.export(quantized, tmp_path / "a.onnx", to="onx")  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match=r"ends in '.onnx', not '.xml'"):
-        srquant.export(quantized, tmp_path / "a.xml")
+        srquant.export(quantized, tmp_path / "a.xml", to="onnx")
+    with pytest.raises(UserError, match=r"'.*a.bin' does not tell its format by its suffix; known: .onnx \(onnx\), "):
+        srquant.export(quantized, tmp_path / "a.bin")
     with pytest.raises(UserError, match=r"ends in '.xml', not '.onnx'"):
         srquant.export(quantized, tmp_path / "a.onnx", to="openvino")
     for name, to in (("missing/a.onnx", "onnx"), ("missing/a.xml", "openvino")):
@@ -206,7 +213,9 @@ def test_export_refuses_what_it_cannot_write(place: Path, tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == ["f.onnx", "f.xml"]
 
 
-@pytest.mark.parametrize(("to", "name", "written"), [("onnx", "a.onnx", 1), ("openvino", "a.xml", 2)])
+@pytest.mark.parametrize(
+    ("to", "name", "written"), [("onnx", "a.onnx", 1), ("openvino", "a.xml", 2), ("litert", "a.tflite", 1)]
+)
 def test_export_writes_the_same_bytes_and_nothing_else(
     to: str, name: str, written: int, place: Path, tmp_path: Path
 ) -> None:

@@ -17,7 +17,9 @@ BENCHMARKS = {"Set5", "Set14", "B100", "Urban100"}
 
 def test_every_published_row_is_there() -> None:
     networks, scales = ("edsr", "rdn", "srresnet"), ("x2", "x4")
-    assert {f"{n}-{s}" for n in networks for s in scales} == set(PRESETS) - set(QUANTISED)
+    mobile = ("sesr-m5", "sesr-m11", "quicksrnet-small", "quicksrnet-medium", "quicksrnet-large", "ecbsr-m4c16")
+    in_colour = {"sesr-m7-rgb-x2", "sesr-xl-rgb-x2"}
+    assert {f"{n}-{s}" for n in networks + mobile for s in scales} | in_colour == set(PRESETS) - set(QUANTISED)
     bits = ("w2a2", "w3a3", "w4a4")
     ddtb = {f"{n}-{s}-ddtb-{b}" for n in networks for s in scales for b in bits}
     daq = {f"{n}-x4-daq-{b}" for n in networks for b in bits}
@@ -28,7 +30,7 @@ def test_every_published_row_is_there() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_what_its_name_says(name: str) -> None:
     experiment = presets.open_experiment(name)
-    network, scale, *rest = name.split("-")
+    network, scale, *rest = re.sub(r"^(\w+)-.*(x\d)$", r"\1-\2", name).split("-")
     assert (experiment.network.name, f"x{experiment.network.settings['scale']}") == (network, scale)
     assert experiment.weights is None
     assert experiment.data.train == ()

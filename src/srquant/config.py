@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -19,6 +20,7 @@ _PLAINER = {"model_type": "input should be a table of keys", "tuple_type": "inpu
 Model = TypeVar("Model", bound=BaseModel)
 Share = Annotated[float, Field(ge=0, lt=1)]
 RangeMethod = Literal["minmax", "percentile", "mse"]
+CalibrationMode = Literal["range", "select", "tame"]
 
 
 class QuantizationConfig(BaseModel):
@@ -32,7 +34,17 @@ class QuantizationConfig(BaseModel):
     ranges: RangeMethod = Field(default="percentile", description="how the range of an activation is chosen")
     percentile: float = Field(default=99.997, gt=50, le=100, description="of the values kept by ranges='percentile'")
     equalize: bool = Field(default=True, description="equalise channels where that lowers the calibration error")
+    weight_rounding: Literal["compensated", "nearest"] = Field(
+        default="compensated",
+        description="weights rounded so that errors cancel on the pictures, or each by itself",
+    )
     exact: bool = Field(default=False, description="power-of-two scales and even zero points: all engines agree")
+    clip: Literal["fold", "keep"] = Field(
+        default="fold", description="a clip at the output: left to the saturating picture grid, or an operation"
+    )
+    output_range: Literal["picture", "calibrated"] = Field(
+        default="picture", description="grid of the output: that of pictures, or from its values and one step more"
+    )
     rest: Literal["int8", "float"] = Field(
         default="int8", description="what is outside the low-bit layers; 'float', as in papers, cannot be deployed"
     )
@@ -47,6 +59,13 @@ class CalibrationConfig(BaseModel):
     crop: int = Field(default=96, ge=8, le=1024, description="side of a crop in low-resolution pixels")
     seed: int = Field(default=0, ge=0, description="chooses the pictures and the crops")
     low_resolution: bool = Field(default=False, description="the pictures are network inputs and are not downscaled")
+    mode: CalibrationMode = Field(
+        default="range",
+        description="crops as they are, those without overshoot, or all tamed; see srquant.methods.cfqp",
+    )
+    gain: float = Field(default=1.0, gt=0, le=4, description="factor of all pixel values of the crops")
+    offset: float = Field(default=0.0, ge=-255, le=255, description="added to all pixel values of the crops")
+    noise: float = Field(default=0.0, ge=0, le=1, description="share of uniform noise in the crops; 1: nothing else")
 
 
 class TrainingConfig(BaseModel):
@@ -206,7 +225,8 @@ def _inner(model: type[BaseModel], key: str) -> type[BaseModel] | None:
     if key not in model.model_fields:
         return None
     annotation = model.model_fields[key].annotation
-    kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+    parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    kinds = [kind for kind in parts if isinstance(kind, type)]
     return next((kind for kind in kinds if issubclass(kind, BaseModel)), None)
 
 

@@ -1,4 +1,4 @@
-"""The jobs of the command line as functions: quantize, export, evaluate, upscale.
+"""The jobs of the command line as functions: quantize, overshoot, clip_study, export, evaluate, upscale.
 
 Every job takes a model as a path or as what `srquant.load` returned.
 """
@@ -10,73 +10,218 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import torch
-
-from srquant.config import CalibrationConfig, QuantizationConfig
+from srquant.config import CalibrationConfig, QuantizationConfig, build
 from srquant.engines import Model, load, open_engine
 from srquant.engines.exported import ExportedFile
 from srquant.engines.openvino import save_openvino
 from srquant.errors import UserError, unknown
+from srquant.evaluation.clip_rows import StudySettings
+from srquant.evaluation.clip_study import run_clip_study
 from srquant.evaluation.scores import Evaluation, evaluate_engine, facts
-from srquant.files import check_target, sha256
+from srquant.files import atomic_path, check_target, sha256
 from srquant.imaging.crops import calibration_crops
 from srquant.integer import lower
+from srquant.integer.litert import default_shape, to_litert
+from srquant.integer.litert_writer import PictureKind
 from srquant.integer.onnx import describe_graph, to_onnx
+from srquant.methods.cfqp import FEWEST, representative
+from srquant.methods.overshoot import OvershootReport, overshoot_report
 from srquant.networks.info import SRNetwork
 from srquant.networks.onnx import describe_network, float_onnx, write_onnx
 from srquant.progress import Progress, Silent
 from srquant.quantizers import QuantizedNetwork
-from srquant.quantizers.calibration import quantize_network
+from srquant.quantizers.calibration import compensate, quantize_network
+from srquant.quantizers.calibration_file import (
+    calibration_file,
+    quantize_with,
+    read_calibration_file,
+    weights_sha256,
+)
 from srquant.upscaling import Tile, upscale_path
 
 ModelOrPath = Model | Path | str
+ExportFormat = Literal["onnx", "openvino", "litert"]
+
+EXPORT_SUFFIXES: dict[ExportFormat, str] = {"onnx": ".onnx", "openvino": ".xml", "litert": ".tflite"}
+"""The formats of exported files and how these end."""
 
 
 def quantize(
     model: ModelOrPath,
-    data: Path | str,
+    data: Path | str | None = None,
     quantization: QuantizationConfig | None = None,
     calibration: CalibrationConfig | None = None,
     *,
+    save_ranges: Path | str | None = None,
+    ranges_from: Path | str | None = None,
     progress: Progress | None = None,
 ) -> QuantizedNetwork:
     """Post-training quantisation of a float network.
 
     Args:
         model: a float network or its checkpoint.
-        data: folder of pictures to take the activation ranges from.
+        data: folder of pictures to take the activation ranges from and to round the weights on; 5 to 20 different
+            ones do.
         quantization: bits, placement, ranges; 8 bit by default.
         calibration: how many pictures and which.
+        save_ranges: calibration file to write; see `srquant.quantizers.calibration_file`.
+        ranges_from: calibration file to take ranges and settings from; the pictures then only round the weights.
         progress: told of every crop.
+
+    Raises:
+        UserError: the model is not a float network, or the pictures or the calibration file are missing or cannot be
+            used.
+    """
+    network, progress = _float_network(model), progress or Silent()
+    if data is None and ranges_from is None:
+        raise UserError("ranges come from a folder of pictures or from a calibration file: give one")
+    if save_ranges is not None:
+        check_target(Path(save_ranges))
+    digest = weights_sha256(network)
+    if ranges_from is not None:
+        if quantization is not None or calibration is not None:
+            raise UserError("a calibration file brings its own settings: change them there")
+        file = read_calibration_file(Path(ranges_from))
+        if file.weights_sha256 != digest:
+            progress.warn(f"the ranges of '{ranges_from}' were taken from other weights of this network")
+        quantized = quantize_with(network, file)
+        _round_again(network, quantized, None if data is None else Path(data), progress)
+    else:
+        assert data is not None
+        quantized = _calibrated(network, Path(data), quantization, calibration or CalibrationConfig(), progress)
+        file = calibration_file(quantized, digest)
+    if save_ranges is not None:
+        file.save(Path(save_ranges))
+    return quantized
+
+
+def _calibrated(
+    network: SRNetwork,
+    data: Path,
+    quantization: QuantizationConfig | None,
+    calibration: CalibrationConfig,
+    progress: Progress,
+) -> QuantizedNetwork:
+    """A network quantised on pictures, which it records."""
+    crops = calibration_crops(data, network.info.scale, calibration, network.info.channels)
+    pictures, records = representative(network, crops, calibration)
+    quantized = quantize_network(network, quantization or QuantizationConfig(), pictures, progress)
+    quantized.calibration = {**calibration.model_dump(), "pictures": records}
+    if len(pictures) < FEWEST:
+        progress.warn(
+            f"ranges from {len(pictures)} of {len(crops)} pictures: with fewer than {FEWEST} they may be small"
+        )
+    return quantized
+
+
+def _round_again(network: SRNetwork, quantized: QuantizedNetwork, data: Path | None, progress: Progress) -> None:
+    """Round the weights of a network with ranges from a file on the pictures that the file tells."""
+    on_pictures = quantized.quantization.weight_rounding == "compensated"
+    if on_pictures != (data is not None):
+        raise UserError(
+            "the calibration file has weights rounded on its pictures: give their folder too (--data), or change its "
+            "quantization.weight_rounding to 'nearest'"
+            if on_pictures
+            else "the calibration file rounds every weight to the nearest code: it needs no pictures"
+        )
+    if data is None:
+        return
+    told = quantized.calibration
+    config = build(CalibrationConfig, {key: told[key] for key in CalibrationConfig.model_fields if key in told})
+    crops = calibration_crops(data, network.info.scale, config, network.info.channels)
+    pictures, records = representative(network, crops, config)
+    if records != told.get("pictures"):
+        progress.warn(f"the pictures in '{data}' are not those that the ranges were taken from")
+    compensate(quantized, pictures, progress)
+
+
+def overshoot(
+    model: ModelOrPath,
+    data: Path | str,
+    calibration: CalibrationConfig | None = None,
+    *,
+    progress: Progress | None = None,
+) -> OvershootReport:
+    """What calibration pictures do to the unclipped output of a float network, and to the range of every tensor.
+
+    Args:
+        model: a float network or its checkpoint.
+        data: folder of pictures.
+        calibration: how many pictures, which, and what becomes of them.
+        progress: told of every picture.
 
     Raises:
         UserError: the model is not a float network, or the pictures cannot be used.
     """
-    network = _opened(model)
-    if not isinstance(network, SRNetwork):
-        raise UserError("only a float network can be quantised; this one is quantised already")
-    quantization, calibration = quantization or QuantizationConfig(), calibration or CalibrationConfig()
-    crops = calibration_crops(Path(data), network.info.scale, calibration)
-    tensors = [torch.from_numpy(crop.pixels.copy()).permute(2, 0, 1)[None] for crop in crops]
-    quantized = quantize_network(network, quantization, tensors, progress or Silent())
-    quantized.calibration = {**calibration.model_dump(), "pictures": [crop.record for crop in crops]}
-    return quantized
+    network, calibration = _float_network(model), calibration or CalibrationConfig()
+    crops = calibration_crops(Path(data), network.info.scale, calibration, network.info.channels)
+    pictures, records = representative(network, crops, calibration)
+    return overshoot_report(network, [str(record["file"]) for record in records], pictures, progress or Silent())
 
 
-def export(model: ModelOrPath, path: Path | str, to: Literal["onnx", "openvino"] = "onnx") -> None:
-    """Write a float or quantised network as an ONNX file (.onnx) or an OpenVINO model (.xml, .bin beside it).
+def clip_study(
+    model: ModelOrPath,
+    data: Path | str,
+    folder: Path | str,
+    pictures: Path | str | None = None,
+    settings: StudySettings | None = None,
+    *,
+    progress: Progress | None = None,
+) -> list[Path]:
+    """What a float network's output clip costs and gives, with what grid and which calibration pictures.
+
+    Args:
+        model: a float network or its checkpoint.
+        data: benchmark set to score on.
+        folder: what to write into; made where it is missing, a study in it is continued.
+        pictures: folder of calibration pictures; by default those of `data`, which may flatter the scores.
+        settings: the same for all rows.
+        progress: told of every row.
+
+    Returns:
+        The written files: the study, its tables and plot, and a sheet of the patches that lost most.
 
     Raises:
-        UserError: unknown format, a suffix that does not fit, or a model that is an exported file already.
+        UserError: see `srquant.evaluation.clip_study.run_clip_study`.
+    """
+    network, progress = _float_network(model), progress or Silent()
+    if pictures is None:
+        progress.warn("calibrated on the pictures that are scored: other ones tell what to expect of new pictures")
+    settings = settings or StudySettings()
+    return run_clip_study(network, Path(data), Path(pictures or data), Path(folder), settings, progress)
+
+
+def export(
+    model: ModelOrPath,
+    path: Path | str,
+    to: ExportFormat | None = None,
+    *,
+    shape: tuple[int, int] | None = None,
+    io: PictureKind = "uint8",
+    allow_float: bool = False,
+) -> None:
+    """Write a network as an ONNX file (.onnx), an OpenVINO model (.xml, .bin beside it) or a LiteRT file (.tflite).
+
+    Args:
+        model: a float or quantised network; a quantised one for LiteRT.
+        path: the file.
+        to: its format; by default the one that its suffix tells.
+        shape: of LiteRT files: height and width of the pictures, by default a square tile that suits the network.
+        io: of LiteRT files: what pictures go in and come out as, uint8 or int8 (128 less).
+        allow_float: of LiteRT files: write operations without an integer form in float32 instead of refusing them.
+
+    Raises:
+        UserError: unknown format, a suffix or an option that does not fit, or a model that cannot be written so.
     """
     opened, path = _opened(model), Path(path)
-    suffixes = {"onnx": ".onnx", "openvino": ".xml"}
-    if to not in suffixes:
-        raise unknown("format", to, suffixes)
-    if path.suffix != suffixes[to]:
-        raise UserError(f"a file of format '{to}' ends in '{suffixes[to]}', not '{path.suffix}': '{path}'")
+    to = check_format(path, to)
     if isinstance(opened, ExportedFile):
         raise UserError(f"'{opened.path}' is an exported file already; export the network or the artefact it came from")
+    if to == "litert":
+        _export_litert(opened, path, shape, io, allow_float=allow_float)
+        return
+    if shape is not None or io != "uint8" or allow_float:
+        raise UserError(f"shape, io and allow_float go with litert (.tflite) only, not with '{to}'")
     check_target(path)
     if isinstance(opened, QuantizedNetwork):
         graph = lower(opened)
@@ -87,6 +232,35 @@ def export(model: ModelOrPath, path: Path | str, to: Literal["onnx", "openvino"]
         save_openvino(content.SerializeToString(deterministic=True), description, path)
     else:
         write_onnx(content, path)
+
+
+def _export_litert(
+    model: Model, path: Path, shape: tuple[int, int] | None, io: PictureKind, *, allow_float: bool
+) -> None:
+    if not isinstance(model, QuantizedNetwork):
+        raise UserError("a LiteRT file holds a quantised network, this is a float one: quantise it, or export to onnx")
+    check_target(path)
+    graph = lower(model)
+    content = to_litert(graph, *(shape or default_shape(graph)), io=io, allow_float=allow_float)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def check_format(path: Path, to: str | None) -> ExportFormat:
+    """The format of a file to export, from what was asked for and its suffix.
+
+    Raises:
+        UserError: an unknown format or suffix, or two that do not fit.
+    """
+    if to is not None and to not in EXPORT_SUFFIXES:
+        raise unknown("format", to, EXPORT_SUFFIXES)
+    for name, suffix in EXPORT_SUFFIXES.items():
+        if path.suffix == suffix and to in (None, name):
+            return name
+    if to is None:
+        known = ", ".join(f"{suffix} ({name})" for name, suffix in EXPORT_SUFFIXES.items())
+        raise UserError(f"'{path}' does not tell its format by its suffix; known: {known}")
+    raise UserError(f"a file of format '{to}' ends in '{EXPORT_SUFFIXES[to]}', not '{path.suffix}': '{path}'")
 
 
 def evaluate(
@@ -103,7 +277,7 @@ def evaluate(
         model: any model.
         data: one folder or several; see `srquant.imaging.open_set`.
         engine: what runs it; see `srquant.engines.ENGINES`.
-        threads: processor threads of ONNX Runtime and OpenVINO.
+        threads: processor threads of ONNX Runtime, LiteRT and OpenVINO.
         progress: told of every picture.
 
     Raises:
@@ -141,6 +315,13 @@ def upscale(
     """
     runner = open_engine(_opened(model), engine)
     return upscale_path(runner, Path(source), Path(target), tile=tile, overwrite=overwrite)
+
+
+def _float_network(model: ModelOrPath) -> SRNetwork:
+    network = _opened(model)
+    if not isinstance(network, SRNetwork):
+        raise UserError("only a float network can be quantised; this one is quantised already")
+    return network
 
 
 def _opened(model: ModelOrPath) -> Model:

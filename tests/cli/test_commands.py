@@ -199,7 +199,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
         "ends in '.safetensors', not '.pth'",
     ),
     "export to an unknown format": ("export net.safetensors --to tflite -o a.tflite", "unknown format 'tflite'"),
-    "export to a wrong suffix": ("export int8.safetensors -o a.xml", "ends in '.onnx', not '.xml'"),
+    "export to a wrong suffix": ("export int8.safetensors --to onnx -o a.xml", "ends in '.onnx', not '.xml'"),
     "export an exported file": ("export int8.onnx -o a.onnx", "exported file already"),
     "export into a missing folder": ("export int8.safetensors -o no/a.onnx", "does not exist"),
     "export to openvino into a missing folder": ("export int8.safetensors --to openvino -o no/a.xml", "does not exist"),

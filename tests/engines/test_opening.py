@@ -12,10 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_quantized import float_network, noise, quantized_network
+from small_trained import gated_network
 
 import srquant
-from srquant.engines import ENGINES, ExportedFile, load, open_engine
+from srquant.engines import ENGINES, ExportedFile, able_engines, load, open_engine
 from srquant.errors import UserError
+from srquant.quantizers.deployment import deploy
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_names_of_the_engines() -> None:
-    assert list(ENGINES) == ["simulate", "reference", "torch", "onnxruntime", "openvino"]
+    assert list(ENGINES) == ["simulate", "reference", "torch", "onnxruntime", "litert", "openvino"]
 
 
 @pytest.mark.parametrize("kind", ["int8", "float"])
@@ -57,10 +59,22 @@ def test_auto_takes_an_engine_that_runs(files: Path, monkeypatch: pytest.MonkeyP
     assert open_engine(quantized_network("edsr_x2")).name == "openvino"
     assert open_engine(load(files / "int8.xml")).name == "openvino"
     monkeypatch.setitem(sys.modules, "openvino", None)
+    assert open_engine(quantized_network("edsr_x2")).name == "litert"
+    monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
     assert open_engine(quantized_network("edsr_x2")).name == "onnxruntime"
     assert open_engine(load(files / "int8.onnx")).name == "onnxruntime"
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert open_engine(quantized_network("edsr_x2")).name == "torch"
+
+
+def test_the_engines_that_can_run_a_model(files: Path) -> None:
+    assert able_engines(float_network("edsr_x2")) == ["torch", "onnxruntime", "openvino"]
+    assert able_engines(quantized_network("edsr_x2")) == list(ENGINES)
+    assert able_engines(load(files / "int8.onnx")) == ["onnxruntime", "openvino"]
+    gated = deploy(gated_network("edsr_x2"))
+    assert able_engines(gated) == [name for name in ENGINES if name != "litert"]
+    with pytest.raises(UserError, match=r"has gates .* which a LiteRT file cannot hold"):
+        open_engine(gated, "litert")
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ class Repeat:
 
     name = "repeat"
     halo: int | None = 0
+    shape: tuple[int, int] | None = None
 
     def __init__(self, scale: int = 2) -> None:
         self.info = NetworkInfo(name="edsr", scale=scale, peak=255.0)

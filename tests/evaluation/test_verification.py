@@ -38,7 +38,7 @@ def test_verify_an_exact_network() -> None:
     for one in found:
         assert (one.largest, one.share, one.psnr) == (0, 0.0, math.inf), one.engine
         assert bool(one.left_in_float) == (one.engine == "simulate")
-    assert progress.told == [5, *["step"] * 5, "end"]
+    assert progress.told == [6, *["step"] * 6, "end"]
 
 
 def test_verify_takes_the_engines_and_the_picture_it_is_given() -> None:
@@ -117,3 +117,28 @@ def test_an_exported_file_is_checked_against_its_artefact(tmp_path: Path) -> Non
     assert [one.promised for one in found] == [True, False]
     other = verify(quantized_network("edsr_x2", 2), ["onnxruntime"], exported=exported, progress=Silent())
     assert other[0].broken, "the file of another artefact"
+
+
+def test_litert_is_promised_equal_where_every_operation_is_proven(tmp_path: Path) -> None:
+    pytest.importorskip("ai_edge_litert")
+    for key, promised in (("abpn_x3", True), ("srresnet_x4", True), ("imdn_x2", False)):
+        (one,) = verify(quantized_network(key), ["litert"], progress=Silent())
+        assert one.promised == promised, key
+        assert not one.broken
+    network = quantized_network("edsr_x2")
+    srquant.export(network, tmp_path / "a.tflite", shape=(40, 24))
+    exported = load(tmp_path / "a.tflite")
+    assert isinstance(exported, ExportedFile)
+    for picture in (None, noise(50, 30)):  # of its own shape, and in tiles
+        (one,) = verify(network, exported=exported, picture=picture, progress=Silent())
+        assert (one.engine, one.largest, one.promised) == ("litert", 0, True)
+
+
+def test_a_description_of_a_litert_file(tmp_path: Path) -> None:
+    pytest.importorskip("ai_edge_litert")
+    path = tmp_path / "a.tflite"
+    srquant.export(quantized_network("imdn_x2"), path, shape=(8, 10), allow_float=True)
+    told = dict(describe_model(load(path), path))
+    assert told["kind"] == "exported quantised network"
+    assert told["pictures"] == "uint8 of 8x10 (height x width) only"
+    assert told["equal to the reference"].startswith("not proven for quantizers_imdb1_cca (FloatProgram), ")

@@ -36,6 +36,9 @@ TINY: dict[str, dict[str, Any]] = {
     "edsr": {"blocks": 2, "width": 8},
     "rdn": {"blocks": 2, "layers": 2, "growth": 4, "width": 8},
     "srresnet": {"blocks": 2, "width": 8},
+    "sesr": {"blocks": 2, "width": 4, "expanded": 8},
+    "quicksrnet": {"layers": 1, "width": 4},
+    "ecbsr": {"blocks": 1, "width": 4},
 }
 
 

@@ -60,7 +60,7 @@ def test_a_digest_pins_the_weights(place: Place) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"network": {"name": "esdr", "scale": 2}}, "unknown network 'esdr'; .*did you mean 'edsr'"),
+        ({"network": {"name": "edrs", "scale": 2}}, "unknown network 'edrs'; .*did you mean 'edsr'"),
         ({"network": {"name": "edsr", "widht": 8}}, "unknown network key 'widht'; .*did you mean 'width'"),
         ({**DDTB, "weights": "w", "method": {"name": "dtb"}}, "unknown method 'dtb'; .*did you mean 'ddtb'"),
         (DDTB, "a quantised network is trained from float weights: .*--weights FILE.*'scratch'"),
@@ -108,7 +108,8 @@ def test_every_preset_becomes_an_objective(name: str) -> None:
     objective = make_objective(small, start_network(small))
     assert objective.describe()["method"] == (preset.method.name if preset.method else "float")
     scale = int(preset.network.settings["scale"])
-    low, high = torch.rand(2, 3, 8, 8) * 255, torch.rand(2, 3, 8 * scale, 8 * scale) * 255
+    channels = start_network(small).info.channels
+    low, high = (torch.rand(2, channels, side, side) * 255 for side in (8, 8 * scale))
     objective.start_epoch(1)
     parts = objective.forward(low, high)
     assert parts["l1"].isfinite()

@@ -7,7 +7,9 @@ from dataclasses import replace
 import numpy as np
 
 from srquant.integer import graph as ops
+from srquant.integer import program
 from srquant.integer.graph import IntegerGraph, Operation, Tensor
+from srquant.integer.program import Step
 from srquant.networks.info import NetworkInfo
 from srquant.quantizers.grid import IMAGE_GRID, Grid
 
@@ -95,11 +97,22 @@ def single_operations(grids: tuple[Grid, Grid, Grid]) -> dict[str, IntegerGraph]
     made["multiply"] = graph(
         [
             head(3),
-            ops.ContrastAttention("a", "h", *_attention(3)),
+            ops.FloatProgram("a", "h", attention_steps(3)),
             ops.Multiply("y", "h", "a"),
         ],
         [t("h", 3, first), t("a", 3, Grid(1 / 256, 0, 255)), t("y", 3, third)],
     )
+    made["multiply by one channel"] = graph(
+        [head(3), ops.SliceChannels("s", "h", 1, 2), ops.Multiply("y", "h", "s")],
+        [t("h", 3, first), t("s", 1, first), t("y", 3, Grid(2.0, 130, 255) if exact else third)],
+    )
+    made["float program"] = graph(
+        [head(3, second), ops.FloatProgram("y", "h", spatial_steps(3))],
+        [t("h", 3, second), t("y", 3, replace(third, scale=third.scale / 16, zero_point=10))],
+    )
+    table = random(13).permutation(256).astype(np.uint8)
+    made["lookup"] = graph([ops.Lookup("y", "x", table, "sigmoid")], [t("y", 3, third)])
+    made["clip"] = graph([ops.Clip("y", "x", 30, 201)], [t("y", 3, IMAGE_GRID)])
     made["leaky relu"] = graph(
         [head(3, second), ops.LeakyRelu("y", "h", np.array([0.125 if exact else 0.05], np.float32))],
         [t("h", 3, second), t("y", 3, third)],
@@ -145,10 +158,45 @@ def single_operations(grids: tuple[Grid, Grid, Grid]) -> dict[str, IntegerGraph]
     return made
 
 
-def _attention(channels: int) -> tuple[np.ndarray, ...]:
+def attention_steps(channels: int) -> tuple[Step, ...]:
+    """A channel attention: the mean, two 1x1 convolutions, a sigmoid."""
     r = random(9)
     reduced = 2
-    return tuple(
-        r.normal(0, 0.2, shape).astype(np.float32)
-        for shape in ((reduced, channels), reduced, (channels, reduced), channels)
+
+    def pointwise(output: str, source: str, inputs: int, outputs: int) -> program.Convolution:
+        weight = r.normal(0, 0.2, (outputs, inputs, 1, 1)).astype(np.float32)
+        return program.Convolution(output, source, weight, r.normal(0, 0.2, outputs).astype(np.float32), 1, 0, 1)
+
+    return (
+        program.Mean("mean", program.INPUT),
+        pointwise("squeezed", "mean", channels, reduced),
+        program.Unary("hidden", "squeezed", "relu"),
+        pointwise("excited", "hidden", reduced, channels),
+        program.Unary("attention", "excited", "sigmoid"),
+    )
+
+
+def spatial_steps(channels: int) -> tuple[Step, ...]:
+    """Every step there is: a soft and a hard pooling of a grown map, brought back to its size."""
+    weight = random(11).normal(0, 0.1, (channels, 1, 3, 3)).astype(np.float32)
+    bias = random(12).normal(0, 0.1, channels).astype(np.float32)
+    return (
+        program.Grow("grown", program.INPUT, 9),
+        program.Binary("small", "grown", 0.125, "multiply"),
+        program.Unary("weight", "small", "exp"),
+        program.Binary("weighted", "weight", "grown", "multiply"),
+        program.Pool("sums", "weighted", "average", 4, 3),
+        program.Pool("weights", "weight", "average", 4, 3),
+        program.Binary("soft", "sums", "weights", "divide"),
+        program.Convolution("strided", "soft", weight, bias, 2, 1, channels),
+        program.Pool("hard", "grown", "max", 5, 2),
+        program.Mean("mean", "hard"),
+        program.Binary("centred", "hard", "mean", "subtract"),
+        program.Unary("squares", "centred", "square"),
+        program.Binary("positive", "squares", 0.25, "maximum"),
+        program.Unary("roots", "positive", "sqrt"),
+        program.Resize("coarse", "roots", program.INPUT),
+        program.Resize("fine", "strided", program.INPUT),
+        program.Unary("lit", "fine", "relu"),
+        program.Binary("sum", "coarse", "lit", "add"),
     )

@@ -91,7 +91,7 @@ def test_only_the_attention_is_left_in_float() -> None:
         graph = lower(quantized_network(key))
         expected = ["quantizers_imdb1_cca", "quantizers_imdb2_cca"] if key == "imdn_x2" else []
         assert graph.left_in_float() == expected
-        attention = [o for o in graph.operations if isinstance(o, ops.ContrastAttention)]
+        attention = [o for o in graph.operations if isinstance(o, ops.FloatProgram)]
         assert len(attention) == len(expected)
 
 

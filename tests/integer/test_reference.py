@@ -15,6 +15,8 @@ from torch.nn import functional
 from srquant.integer import graph as ops
 from srquant.integer import reference
 from srquant.integer.graph import IntegerGraph, Tensor
+from srquant.integer.program_lowering import program_of
+from srquant.networks.layers import FloatLayer
 from srquant.quantizers.grid import IMAGE_GRID, Grid
 
 
@@ -128,12 +130,12 @@ def test_the_shuffle_is_that_of_torch_and_its_other_order_a_permutation(channels
 
 def test_the_attention_is_that_of_the_network() -> None:
     layer = float_network("imdn_x2").get_submodule("IMDB1.cca")
-    weights = [p.detach().flatten(1).numpy() if p.dim() == 4 else p.detach().numpy() for p in layer.parameters()]
+    assert isinstance(layer, FloatLayer)
     codes = random(3).integers(0, 256, (8, 6, 5), dtype=np.uint8)
     grid, target = Grid(0.04, 90, 255), Grid(1 / 256, 0, 255)
     tensors = {"x": Tensor("x", 8, 1, grid), "a": Tensor("a", 8, 1, target)}
     built = IntegerGraph(float_network("imdn_x2").info, None, "x", "a", tensors, (), {})
-    found = reference.compute(built, ops.ContrastAttention("a", "x", *weights), {"x": codes})
+    found = reference.compute(built, ops.FloatProgram("a", "x", program_of("cca", layer)), {"x": codes})
     with torch.no_grad():
         expected = layer(torch.from_numpy((codes.astype(np.float32) - 90) * 0.04)[None])[0]
     assert found.shape == (8, 1, 1)

@@ -24,14 +24,17 @@ from srquant.networks import (
 )
 from srquant.networks.layers import Anchor, ChannelAffine, ContrastAttention
 
+LUMA_ONLY = ("espcn", "fsrcnn", "ecbsr")
+
 
 @pytest.mark.parametrize(("name", "config"), SMALL, ids=IDS)
 def test_every_network_enlarges_by_its_scale(name: str, config: NetworkConfig) -> None:
     network = build(name, config)
     assert NETWORKS[name] is type(network)
-    assert (network.info.name, network.info.scale, network.info.channels) == (name, config.scale, 3)
-    sr = network(torch.rand(2, 3, 5, 7) * network.info.peak)
-    assert sr.shape == (2, 3, 5 * config.scale, 7 * config.scale)
+    channels = getattr(config, "colours", 1 if name in LUMA_ONLY else 3)
+    assert (network.info.name, network.info.scale, network.info.channels) == (name, config.scale, channels)
+    sr = network(torch.rand(2, channels, 5, 7) * network.info.peak)
+    assert sr.shape == (2, channels, 5 * config.scale, 7 * config.scale)
     assert torch.isfinite(sr).all()
 
 

@@ -7,9 +7,20 @@ import torch
 from small_networks import IDS, SMALL, build
 from torch import nn
 
-from srquant.networks import ABPNConfig, EDSRConfig, NetworkConfig, RDNConfig, SRNetwork, XLSRConfig
+from srquant.networks import (
+    ABPNConfig,
+    ECBSRConfig,
+    EDSRConfig,
+    NetworkConfig,
+    PlainUSRConfig,
+    RDNConfig,
+    SESRConfig,
+    SPANConfig,
+    SRNetwork,
+    XLSRConfig,
+)
 from srquant.networks.cost import halo, macs, parameters
-from srquant.networks.layers import Anchor, ChannelAffine, ContrastAttention
+from srquant.networks.layers import Anchor, CentredSigmoid, ChannelAffine, FloatLayer
 from srquant.networks.tracing import trace
 
 LAYERS = (
@@ -18,18 +29,22 @@ LAYERS = (
     nn.ReLU,
     nn.LeakyReLU,
     nn.PReLU,
+    nn.Tanh,
+    nn.Sigmoid,
+    nn.SiLU,
     nn.PixelShuffle,
     nn.Hardtanh,
     Anchor,
+    CentredSigmoid,
     ChannelAffine,
-    ContrastAttention,
+    FloatLayer,
 )
 FUNCTIONS = {operator.add, operator.mul, operator.getitem, torch.cat, torch.split}
 
 
 @pytest.mark.parametrize(("name", "config"), SMALL, ids=IDS)
 def test_traced_graphs_hold_only_the_agreed_operations_once_each(name: str, config: NetworkConfig) -> None:
-    network = build(name, config)
+    network = build(name, config).collapsed()
     graph = trace(network)
     targets = [node.target for node in graph.graph.nodes if node.op == "call_module"]
     assert len(targets) == len(set(targets))
@@ -37,7 +52,7 @@ def test_traced_graphs_hold_only_the_agreed_operations_once_each(name: str, conf
     for node in graph.graph.nodes:
         assert node.op in {"placeholder", "call_module", "call_function", "output"}
         assert node.op != "call_function" or node.target in FUNCTIONS
-    x = torch.rand(1, 3, 6, 5) * network.info.peak
+    x = torch.rand(1, network.info.channels, 6, 5) * network.info.peak
     assert graph(x).equal(network(x))
     shared = dict(graph.named_parameters())
     assert all(shared[key] is parameter for key, parameter in network.named_parameters())
@@ -47,7 +62,8 @@ def reach(network: SRNetwork) -> int:
     """How far one LR pixel's worth of output really looks, by its gradient (exact zeros outside)."""
     side = 2 * (halo(network) or 0) + 7
     middle, scale = side // 2, network.info.scale
-    x = (torch.rand(1, 3, side, side, dtype=torch.float64) * network.info.peak).requires_grad_()
+    channels = network.info.channels
+    x = (torch.rand(1, channels, side, side, dtype=torch.float64) * network.info.peak).requires_grad_()
     block = slice(middle * scale, (middle + 1) * scale)
     network(x)[..., block, block].sum().backward()
     assert x.grad is not None
@@ -55,11 +71,12 @@ def reach(network: SRNetwork) -> int:
     return int((touched - middle).abs().max())
 
 
-@pytest.mark.parametrize(
-    ("name", "config"), [pair for pair in SMALL if pair[0] != "imdn"], ids=[i for i in IDS if "imdn" not in i]
-)
+TILED = [(name, pair) for name, pair in zip(IDS, SMALL, strict=True) if halo(build(*pair).collapsed()) is not None]
+
+
+@pytest.mark.parametrize(("name", "config"), [pair for _, pair in TILED], ids=[name for name, _ in TILED])
 def test_halo_is_the_true_reach(name: str, config: NetworkConfig) -> None:
-    network = build(name, config, seed=3).double()
+    network = build(name, config, seed=3).collapsed().double()
     for module in network.modules():
         if isinstance(module, nn.Hardtanh):
             module.min_val, module.max_val = -1e9, 1e9
@@ -72,12 +89,32 @@ def test_halo_of_known_networks() -> None:
     assert halo(build("edsr", EDSRConfig(scale=4))) == 36
     assert halo(build("abpn", ABPNConfig(scale=3))) == 7
     assert halo(build("xlsr", XLSRConfig(scale=3))) == 5
-    assert [halo(build(name, config)) for name, config in SMALL if name == "imdn"] == [None, None]
+    assert halo(build("plainusr", PlainUSRConfig(scale=4, ultra=True))) == 9
+    assert halo(build("span", SPANConfig(scale=4))) == 21
+    far = {name for name, config in SMALL if halo(build(name, config).collapsed()) is None}
+    assert far == {"imdn", "plainusr", "rlfn", "rfdn"}
 
 
 def test_halo_counts_dilation_and_the_longer_side() -> None:
     assert halo(nn.Sequential(nn.Conv2d(3, 3, (3, 5), dilation=(3, 1)), nn.ReLU())) == 3
     assert halo(nn.Sequential(nn.Conv2d(3, 3, (1, 9)))) == 4
+
+
+class Clipped(nn.Module):
+    """A clip written as functions and a method, behind a shuffle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 12, 3, padding=1)
+        self.shuffle = nn.PixelShuffle(2)
+        self.register_buffer("white", torch.tensor(1.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.minimum(torch.relu(self.shuffle(self.conv(x))), self.white).clamp(0, 1)
+
+
+def test_halo_sees_through_clips_however_they_are_written() -> None:
+    assert halo(Clipped()) == 1
 
 
 def test_halo_refuses_what_it_does_not_know() -> None:
@@ -93,6 +130,10 @@ def test_parameters_and_macs_of_known_networks() -> None:
     assert macs(baseline, 180, 320) == 114_230_476_800
     assert parameters(build("abpn", ABPNConfig(scale=3))) == 42_539
     assert parameters(build("xlsr", XLSRConfig(scale=3))) == 21_947
+    m5 = build("sesr", SESRConfig(scale=2)).collapsed()
+    assert macs(m5, 180, 320, m5.info.channels) == 180 * 320 * (16 * 25 + 5 * 16 * 16 * 9 + 16 * 4 * 25)
+    m4c16 = build("ecbsr", ECBSRConfig(scale=2)).collapsed()
+    assert macs(m4c16, 180, 320, m4c16.info.channels) == 180 * 320 * 9 * (16 + 4 * 16 * 16 + 16 * 4)
     with torch.device("meta"):
         rdn = build("rdn", RDNConfig(scale=4))
     assert parameters(rdn) == 22_271_107

@@ -57,7 +57,7 @@ def test_saved_networks_come_back_bit_exact(name: str, config: NetworkConfig, tm
     assert same(loaded, original)
     assert not loaded.training
     assert all(parameter.requires_grad for parameter in loaded.parameters())
-    x = torch.rand(1, 3, 4, 5) * original.info.peak
+    x = torch.rand(1, original.info.channels, 4, 5) * original.info.peak
     assert loaded(x).equal(original(x))
     save_network(loaded, second)
     assert first.read_bytes() == second.read_bytes()

@@ -15,7 +15,10 @@ from srquant.networks import (
     EDSRConfig,
     IMDNConfig,
     NetworkConfig,
+    PlainUSRConfig,
     RDNConfig,
+    RLFNConfig,
+    SPANConfig,
     SRNetwork,
     SRResNetConfig,
     XLSRConfig,
@@ -32,8 +35,12 @@ CONFIGS: dict[str, NetworkConfig] = {
     "imdn_x2": IMDNConfig(scale=2, blocks=2, width=8, reduction=2),
     "abpn_x3": ABPNConfig(scale=3, layers=4, width=8),
     "xlsr_x3": XLSRConfig(scale=3, blocks=1, width=8, shallow=4),
+    "plainusr_ultra_x2": PlainUSRConfig(scale=2, width=8, outer=8, middle=4, ultra=True),
+    "plainusr_x3": PlainUSRConfig(scale=3, width=8, outer=8, inner=6, middle=4, squeezed=3),
+    "span_x2": SPANConfig(scale=2, blocks=2, width=6, joined=5),
+    "rlfn_x2": RLFNConfig(scale=2, blocks=1, width=8, middle=6, squeezed=4),
 }
-"""Every family; EDSR in both normalisations, SRResNet with both kinds of slope."""
+"""EDSR in both normalisations, SRResNet with both kinds of slope, PlainUSR with both kinds of attention."""
 
 SIX = ("edsr_x2", "srresnet_x4", "rdn_x2", "imdn_x2", "abpn_x3", "xlsr_x3")
 """One of each family."""
@@ -45,6 +52,9 @@ _LAST = {
     "imdn": "upsampler.0",
     "abpn": "body.6",
     "xlsr": "conv4",
+    "plainusr": "tail.0",
+    "span": "upsampler.0",
+    "rlfn": "upsampler.0",
 }
 _CENTRED = ("edsr", "srresnet", "abpn")
 """Families that add a grey level or the picture behind their last convolution."""

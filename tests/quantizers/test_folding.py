@@ -11,7 +11,7 @@ from srquant.networks.cost import halo
 from srquant.networks.layers import ChannelAffine
 from srquant.quantizers.folding import fold
 
-SHIFTED = ("edsr_x2", "edsr_official_x3", "edsr_x4")
+SHIFTED = ("edsr_x2", "edsr_official_x3", "edsr_x4", "span_x2")
 """EDSR takes a mean colour off; folded, its padding is one grey level."""
 
 

@@ -12,6 +12,7 @@ from srquant.config import QuantizationConfig
 from srquant.errors import UserError
 from srquant.evaluation.levels import check_levels, level_counts
 from srquant.networks import NETWORKS, EDSRConfig, IMDNConfig, NetworkConfig, SRNetwork
+from srquant.networks.tracing import trace
 from srquant.quantizers import PLACEMENTS, QuantizedNetwork
 from srquant.quantizers.folding import fold
 from srquant.quantizers.grid import IMAGE_GRID
@@ -80,11 +81,8 @@ def test_at_eight_bit_every_placement_is_the_same(key: str, placement: str) -> N
 def test_every_convolution_of_the_network_has_an_entry(key: str) -> None:
     network = float_network(key)
     report = quantized(key, "strict", 4).placement
-    wanted = {
-        name
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Conv2d) and ".cca." not in name  # attention is listed as float
-    }
+    called = {node.target for node in trace(network).graph.nodes if node.op == "call_module"}  # not inside attentions
+    wanted = {name for name, module in network.named_modules() if isinstance(module, nn.Conv2d) and name in called}
     assert set(report.weight_bits) == wanted
     assert set(report.weight_bits.values()) == {4, 8}
 
@@ -171,9 +169,14 @@ def test_layers_that_stay_in_float_are_reported() -> None:
     attention = [name for name, kind in report.left_in_float.items() if kind == "ContrastAttention"]
     assert attention == ["imdb1_cca", "imdb2_cca"]
     assert "; in float between 8-bit tensors: 2 ContrastAttention, " in str(report)
-    for key in SIX:
+    for key in (*SIX, "plainusr_x3", "rlfn_x2", "span_x2"):
         kinds = set(quantized(key, "strict", 8).placement.left_in_float.values())
-        wanted = {"imdn": {"ContrastAttention", "LeakyReLU"}, "srresnet": {"PReLU"}}
+        wanted = {
+            "imdn": {"ContrastAttention", "LeakyReLU"},
+            "srresnet": {"PReLU"},
+            "plainusr": {"LocalImportance", "LeakyReLU"},
+            "rlfn": {"SpatialAttention", "LeakyReLU"},
+        }
         assert kinds == wanted.get(key.split("_")[0], set()), key
 
 
@@ -201,12 +204,13 @@ class WithLayer(SRNetwork):
         return self.shuffle(self.last(self.strange(self.first(x))))
 
 
-@pytest.mark.parametrize("layer", [nn.Sigmoid(), nn.GELU(), nn.AvgPool2d(3, 1, 1), nn.ConvTranspose2d(8, 8, 1)])
+@pytest.mark.parametrize("layer", [nn.Softplus(), nn.GELU(), nn.AvgPool2d(3, 1, 1), nn.ConvTranspose2d(8, 8, 1)])
 def test_a_layer_without_an_integer_form_is_named_with_its_type(layer: nn.Module) -> None:
     graph = fold(WithLayer(layer))
-    with pytest.raises(UserError, match=f"'strange' .*{type(layer).__name__}") as error:
+    with pytest.raises(UserError, match=f"'strange' .*{type(layer).__name__}.* write the network with") as error:
         insert_quantizers(graph, "edsr", QuantizationConfig())
     assert "\n" not in str(error.value)
+    assert "LeakyReLU" in str(error.value)
 
 
 def test_a_network_with_an_unsupported_layer_is_a_user_error() -> None:

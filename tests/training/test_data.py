@@ -10,6 +10,7 @@ from small_training import SCALE, Told, TrainingFolders, small_config, write_sma
 
 from srquant.errors import UserError
 from srquant.imaging import Picture, write_picture
+from srquant.imaging.colour import luma
 from srquant.training import TrainingData
 
 
@@ -161,3 +162,12 @@ def test_the_fingerprint_knows_pictures_not_places(folders: TrainingFolders) -> 
     assert TrainingData([moved], SCALE, small_config(), cache=folders.cache).fingerprint == before
     (moved / "p0.png").unlink()
     assert TrainingData([moved], SCALE, small_config(), cache=folders.cache).fingerprint != before
+
+
+def test_patches_for_luma_are_the_luma_of_the_same_patches(folders: TrainingFolders) -> None:
+    config = small_config()
+    colour = folders.data(config).batch(3)
+    grey = TrainingData([folders.train], SCALE, config, channels=1, cache=folders.cache).batch(3)
+    for one, other in zip(grey, colour, strict=True):
+        wanted = [luma(patch) for patch in other.numpy()]
+        np.testing.assert_array_equal(one.numpy(), np.stack(wanted))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from srquant.errors import UserError
 from srquant.imaging import open_set
+from srquant.imaging.colour import luma
 from srquant.metrics import Protocol, psnr
 from srquant.training import Validation
 
@@ -71,3 +72,13 @@ def test_bad_folders_are_told(tmp_path: Path) -> None:
     (tmp_path / "bad" / "x.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"x\.png"):
         Validation(tmp_path / "bad", 2, 10)
+
+
+def test_a_network_for_luma_is_judged_on_luma(folders: TrainingFolders) -> None:
+    expected = []
+    for pair in open_set(folders.held_out, SCALE).pairs:
+        low, high = (luma(picture)[..., 0] for picture in pair.load(SCALE))
+        enlarged = low.repeat(SCALE, 0).repeat(SCALE, 1).astype(np.float32) * np.float32(1.2) - np.float32(20.3)
+        expected.append(psnr(np.rint(enlarged.clip(0, 255)).astype(np.uint8), high, Protocol("y", SCALE)))
+    validation = Validation(folders.held_out, SCALE, 10, channels=1)
+    assert validation.score(Nearest(), CPU) == pytest.approx(np.mean(expected), abs=1e-9)

@@ -211,8 +211,8 @@ def test_paths_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
     assert engine.shapes == []
     assert names(tmp_path) == ["in"]
-    with pytest.raises(UserError, match="only networks for RGB"):
-        upscale_path(BoxEngine(channels=1), source, tmp_path / "out.png")
+    with pytest.raises(UserError, match="allowed are networks for 3"):
+        upscale_path(BoxEngine(channels=2), source, tmp_path / "out.png")
 
 
 def test_deep_pictures_are_reduced_only_when_asked(tmp_path: Path) -> None:

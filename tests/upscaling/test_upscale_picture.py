@@ -111,6 +111,6 @@ def test_no_dark_fringe() -> None:
     assert (result.rgb == 240).all()
 
 
-def test_networks_for_one_channel_are_refused() -> None:
-    with pytest.raises(UserError, match="takes pictures of 1 channel; only networks for RGB are supported yet"):
-        upscale_picture(BoxEngine(channels=1), Picture(noise(4, 4)))
+def test_networks_for_neither_rgb_nor_luma_are_refused() -> None:
+    with pytest.raises(UserError, match=r"'box' takes pictures of 2 channels; allowed are .* 3 \(RGB\) or 1 \(luma\)"):
+        upscale_picture(BoxEngine(channels=2), Picture(noise(4, 4)))

@@ -18,6 +18,7 @@ class BoxEngine:
     ) -> None:
         self.info = NetworkInfo(name="box", scale=scale, channels=channels, peak=255.0, size_multiple=block)
         self.halo: int | None = radius + block - 1 if halo is None else halo
+        self.shape: tuple[int, int] | None = None
         self.radius = radius
         self.shapes: list[tuple[int, ...]] = []
         self.fails_at: int | None = None

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from srquant.cli import commands, training
+from srquant.cli import clipping, commands, exporting, training
 from srquant.cli.output import fail
 from srquant.errors import UserError
 
@@ -22,7 +22,9 @@ for command in (
     commands.networks,
     commands.info,
     commands.quantize,
-    commands.export,
+    clipping.overshoot,
+    clipping.clip_study,
+    exporting.export,
     commands.verify,
     commands.evaluate,
     commands.upscale,

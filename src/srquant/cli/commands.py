@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
+from pydantic import BaseModel
 
 from srquant.cli import output
 from srquant.config import CalibrationConfig, QuantizationConfig, build
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 ModelArgument = Annotated[Path, typer.Argument(help="Float checkpoint, quantised artefact or exported file.")]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Processor threads; all by default.")]
 EngineOption = Annotated[
-    str, typer.Option(help="auto, simulate, reference, torch, onnxruntime or openvino.", show_default=True)
+    str, typer.Option(help="auto, simulate, reference, torch, onnxruntime, litert or openvino.", show_default=True)
 ]
 
 
@@ -43,10 +44,27 @@ def info(file: ModelArgument) -> None:
     output.pairs([("file", str(file)), *describe_model(load(file), file)])
 
 
+ImagesOption = Annotated[int, typer.Option(help="Pictures to use, one crop each.")]
+CropOption = Annotated[int, typer.Option(help="Side of a crop in low-resolution pixels.")]
+SeedOption = Annotated[int, typer.Option(help="Chooses pictures and crops.")]
+LowResolutionOption = Annotated[
+    bool, typer.Option("--low-resolution", help="The pictures are network inputs; do not downscale them.")
+]
+ModeOption = Annotated[str, typer.Option(help="Crops as they are (range), without overshoot (select), tamed (tame).")]
+GainOption = Annotated[float, typer.Option(help="Factor of the crops' pixel values.")]
+OffsetOption = Annotated[float, typer.Option(help="Added to the crops' pixel values.")]
+NoiseOption = Annotated[float, typer.Option(help="Share of uniform noise in the crops, 0 to 1.")]
+
+
 def quantize(
+    context: typer.Context,
     file: Annotated[Path, typer.Argument(help="Float checkpoint.")],
     target: Annotated[Path, typer.Option("-o", "--output", help="Artefact to write, .safetensors.")],
-    data: Annotated[Path, typer.Option(help="Folder of pictures to take the ranges from.")],
+    data: Annotated[Path | None, typer.Option(help="Folder of pictures to calibrate on.")] = None,
+    ranges_from: Annotated[
+        Path | None, typer.Option(help="Calibration file to take ranges and settings from; --data rounds the weights.")
+    ] = None,
+    save_ranges: Annotated[Path | None, typer.Option(help="Calibration file to write, .json.")] = None,
     ranges: Annotated[str, typer.Option(help="minmax, percentile or mse.")] = "percentile",
     percentile: Annotated[float, typer.Option(help="Of the values kept by --ranges percentile.")] = 99.997,
     weight_bits: Annotated[int, typer.Option(help="2 to 8.")] = 8,
@@ -55,54 +73,87 @@ def quantize(
     equalize: Annotated[
         bool, typer.Option("--equalize/--no-equalize", help="Equalise channels where that lowers the error.")
     ] = True,
+    weight_rounding: Annotated[
+        str, typer.Option(help="compensated: errors of weights cancel on the pictures; or nearest.")
+    ] = "compensated",
     exact: Annotated[bool, typer.Option("--exact", help="Power-of-two scales: every engine bit for bit.")] = False,
-    images: Annotated[int, typer.Option(help="Pictures to use, one crop each.")] = 100,
-    crop: Annotated[int, typer.Option(help="Side of a crop in low-resolution pixels.")] = 96,
-    seed: Annotated[int, typer.Option(help="Chooses pictures and crops.")] = 0,
-    low_resolution: Annotated[
-        bool, typer.Option("--low-resolution", help="The pictures are network inputs; do not downscale them.")
-    ] = False,
+    clip: Annotated[str, typer.Option(help="A clip at the output: fold it into the grid, or keep it.")] = "fold",
+    output_range: Annotated[
+        str, typer.Option(help="Grid of the output: picture, or calibrated, which costs one step more.")
+    ] = "picture",
+    images: ImagesOption = 100,
+    crop: CropOption = 96,
+    seed: SeedOption = 0,
+    low_resolution: LowResolutionOption = False,
+    mode: ModeOption = "range",
+    gain: GainOption = 1.0,
+    offset: OffsetOption = 0.0,
+    noise: NoiseOption = 0.0,
 ) -> None:
     """Quantise a float network without training."""
-    if ranges not in ("minmax", "percentile", "mse"):
-        raise unknown("range method", ranges, ("minmax", "percentile", "mse"))
     if target.suffix != ".safetensors":
         raise UserError(f"an artefact ends in '.safetensors', not '{target.suffix}': '{target}'")
     check_target(target)
-    quantization: dict[str, Any] = {
+    if data is None and ranges_from is None:
+        raise UserError("ranges come from pictures (--data) or from a calibration file (--ranges-from): give one")
+    check_choice("range method", ranges, QuantizationConfig, "ranges")
+    check_choice("weight rounding", weight_rounding, QuantizationConfig, "weight_rounding")
+    check_choice("clip", clip, QuantizationConfig, "clip")
+    check_choice("output range", output_range, QuantizationConfig, "output_range")
+    check_choice("mode", mode, CalibrationConfig, "mode")
+    settings: dict[str, Any] = {
         "weight_bits": weight_bits,
         "activation_bits": activation_bits,
         "placement": placement,
         "ranges": ranges,
         "percentile": percentile,
         "equalize": equalize,
+        "weight_rounding": weight_rounding,
         "exact": exact,
+        "clip": clip,
+        "output_range": output_range,
     }
-    calibration: dict[str, Any] = {"images": images, "crop": crop, "seed": seed, "low_resolution": low_resolution}
-    how, which = build(QuantizationConfig, quantization), build(CalibrationConfig, calibration)
+    crops: dict[str, Any] = {
+        "images": images,
+        "crop": crop,
+        "seed": seed,
+        "low_resolution": low_resolution,
+        "mode": mode,
+        "gain": gain,
+        "offset": offset,
+        "noise": noise,
+    }
+    how, which = build(QuantizationConfig, settings), build(CalibrationConfig, crops)
+    if ranges_from is not None:
+        for name in (*settings, *crops):
+            if _is_given(context, name):
+                option = name.replace("_", "-")
+                raise UserError(f"--{option} does not go with --ranges-from: the file brings its settings, change it")
 
     from srquant import jobs
     from srquant.evaluation.description import describe_model
     from srquant.quantizers import save_artefact
 
-    quantized = jobs.quantize(file, data, how, which, progress=output.Bars())
+    if ranges_from is not None:
+        quantized = jobs.quantize(file, data, ranges_from=ranges_from, save_ranges=save_ranges, progress=output.Bars())
+    else:
+        quantized = jobs.quantize(file, data, how, which, save_ranges=save_ranges, progress=output.Bars())
     save_artefact(quantized, target)
-    output.pairs([("wrote", str(target)), *describe_model(quantized, target)])
+    wrote = [("wrote", str(target))] + ([] if save_ranges is None else [("ranges", str(save_ranges))])
+    output.pairs([*wrote, *describe_model(quantized, target)])
 
 
-def export(
-    model: ModelArgument,
-    target: Annotated[Path, typer.Option("-o", "--output", help="File to write: .onnx, or .xml for openvino.")],
-    to: Annotated[str, typer.Option(help="onnx or openvino.")] = "onnx",
-) -> None:
-    """Write a network as an ONNX file or an OpenVINO model."""
-    formats = ("onnx", "openvino")
-    if to not in formats:
-        raise unknown("format", to, formats)
-    from srquant import jobs
+def check_choice(kind: str, given: str, model: type[BaseModel], field: str) -> None:
+    """Refuse a word that a setting does not have; the nearest one is named."""
+    allowed = get_args(model.model_fields[field].annotation)
+    if given not in allowed:
+        raise unknown(kind, given, allowed)
 
-    jobs.export(model, target, "onnx" if to == "onnx" else "openvino")
-    output.pairs([("wrote", f"{target} ({target.stat().st_size / 1000:.0f} kB)")])
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    """Whether an option was written on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def verify(
@@ -119,7 +170,7 @@ def verify(
     pixels = None if picture is None else read_picture(picture).rgb
     opened, instead = load(model), None if exported is None else load(exported)
     if instead is not None and not isinstance(instead, ExportedFile):
-        raise UserError(f"'{exported}' is not an exported file (.onnx, .xml)")
+        raise UserError(f"'{exported}' is not an exported file (.onnx, .xml, .tflite)")
     found = verify(opened, engine or (), exported=instead, picture=pixels, progress=output.Bars())
     rows = [
         [
@@ -159,7 +210,7 @@ def evaluate(
     """Score a model on benchmark sets."""
     from srquant import jobs
 
-    _limit_threads(threads)
+    limit_threads(threads)
     if json is not None:
         check_target(json)
     result = jobs.evaluate(model, [*data, *(more or [])], engine, threads=threads, progress=output.Bars())
@@ -198,7 +249,7 @@ def upscale(
     from srquant.engines import load, open_engine
     from srquant.upscaling import upscale_path
 
-    _limit_threads(threads)
+    limit_threads(threads)
     written = upscale_path(
         open_engine(load(model), engine, threads=threads),
         source,
@@ -215,7 +266,7 @@ def upscale(
     output.pairs([("wrote", str(path)) for path in written] or [("wrote", "nothing: every output exists already")])
 
 
-def _limit_threads(threads: int | None) -> None:
+def limit_threads(threads: int | None) -> None:
     """PyTorch's threads belong to the process; the other engines are told theirs."""
     if threads is not None:
         import torch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from srquant.engines.base import Engine, Pixels
 from srquant.engines.exported import Description, ExportedFile
-from srquant.engines.loading import ENGINES, Model, installed_engines, load, open_engine
+from srquant.engines.loading import ENGINES, Model, able_engines, installed_engines, load, open_engine
 
 __all__ = [
     "ENGINES",
@@ -13,6 +13,7 @@ __all__ = [
     "ExportedFile",
     "Model",
     "Pixels",
+    "able_engines",
     "installed_engines",
     "load",
     "open_engine",

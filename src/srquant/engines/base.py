@@ -19,11 +19,13 @@ class Engine(Protocol):
         name: the word it is asked for by.
         info: scale, channels and value range of the model.
         halo: receptive-field radius in low-resolution pixels; None when tiles cannot be exact.
+        shape: height and width of the pictures it takes, in low-resolution pixels; None when any size will do.
     """
 
     name: str
     info: NetworkInfo
     halo: int | None
+    shape: tuple[int, int] | None
 
     def run(self, picture: Pixels) -> Pixels:
         """uint8 [H, W, C] -> uint8 [scale*H, scale*W, C]."""

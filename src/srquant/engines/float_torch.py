@@ -18,8 +18,10 @@ class FloatEngine:
     """A float network in eager PyTorch, channels last; float32, or bfloat16 for speed."""
 
     name = "torch"
+    shape: tuple[int, int] | None = None
 
     def __init__(self, network: SRNetwork, dtype: torch.dtype = torch.float32) -> None:
+        network = network.collapsed()
         self.info = network.info
         self.halo = halo(network)
         self._dtype = dtype
@@ -42,6 +44,7 @@ class SimulationEngine:
     """The quantised network as training sees it: float32 values rounded to the grids."""
 
     name = "simulate"
+    shape: tuple[int, int] | None = None
 
     def __init__(self, network: QuantizedNetwork) -> None:
         self.info = network.info

@@ -17,14 +17,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from srquant.engines.base import Pixels
-from srquant.integer import gated
+from srquant.engines.program_torch import run_program
+from srquant.integer import gated, reference
 from srquant.integer import graph as ops
 from srquant.integer.graph import IntegerGraph, Operation
 from srquant.integer.rewrites import optimize
 from srquant.quantizers.grid import Grid
 
 _Values = dict[str, Tensor]
-_ON_REAL_NUMBERS = (ops.LeakyRelu, ops.Requantize, ops.Multiply, ops.ContrastAttention)
+_ON_REAL_NUMBERS = (ops.LeakyRelu, ops.Multiply, ops.FloatProgram)
 _LARGEST_EXACT = 2**24
 """Whole numbers up to here are exact in float32."""
 
@@ -33,6 +34,7 @@ class IntegerTorchEngine:
     """An integer graph on uint8 tensors [1, C, H, W], channels last."""
 
     name = "torch"
+    shape: tuple[int, int] | None = None
 
     def __init__(self, graph: IntegerGraph) -> None:
         self.info = graph.info
@@ -45,6 +47,10 @@ class IntegerTorchEngine:
             operation.output: _prepare(self._graph, operation)
             for operation in self._graph.operations
             if isinstance(operation, ops.Convolution) and not self._graph.is_gated(operation)
+        }
+
+        self._tables = {
+            o.output: table for o in self._graph.operations if (table := _table(self._graph, o)) is not None
         }
 
     def run(self, picture: Pixels) -> Pixels:
@@ -62,12 +68,14 @@ class IntegerTorchEngine:
     def left_in_float(self) -> list[str]:
         """What is computed on real numbers between codes, and all convolutions where oneDNN has no int8."""
         real = [o.output for o in self._graph.operations if isinstance(o, _ON_REAL_NUMBERS)]
-        real += self._graph.gates()
+        real = [name for name in real if name not in self._tables] + self._graph.gates()
         return real + ([] if has_onednn_int8() else list(self._convolutions))
 
     def _compute(self, operation: Operation, values: _Values) -> Tensor:
         if self._graph.is_gated(operation):
             return self._compute_gated(operation, values)
+        if operation.output in self._tables:
+            return _looked_up(self._tables[operation.output], values[ops.sources(operation)[0]])
         if isinstance(operation, ops.Convolution):
             codes = values[operation.input].contiguous(memory_format=torch.channels_last)
             return self._convolutions[operation.output](codes)
@@ -167,6 +175,21 @@ def _float(op: ops.Convolution, source: Grid, target: Grid) -> Callable[[Tensor]
     return run
 
 
+def _table(graph: IntegerGraph, op: Operation) -> Tensor | None:
+    """The output codes of all input codes, uint8 [256], of an operation that treats every code alike; else None."""
+    one_slope = isinstance(op, ops.LeakyRelu) and len(op.slope) == 1
+    if graph.is_gated(op) or not (one_slope or isinstance(op, ops.Lookup | ops.Requantize)):
+        return None
+    codes = np.arange(256, dtype=np.uint8).reshape(1, 1, 256)
+    return torch.from_numpy(reference.compute(graph, op, {ops.sources(op)[0]: codes}).ravel())
+
+
+def _looked_up(table: Tensor, codes: Tensor) -> Tensor:
+    """table[code], channels last."""
+    rows = codes.permute(0, 2, 3, 1)
+    return table.index_select(0, rows.flatten().int()).view(rows.shape).permute(0, 3, 1, 2)
+
+
 def _real(graph: IntegerGraph, name: str, values: _Values) -> Tensor:
     grid = graph.tensors[name].grid
     return (values[name].float() - grid.zero_point) * grid.scale
@@ -190,16 +213,15 @@ def _add(graph: IntegerGraph, op: ops.Add, values: _Values) -> Tensor:
 
 
 def _multiply(graph: IntegerGraph, op: ops.Multiply, values: _Values) -> Tensor:
-    return _round(graph, op.output, _real(graph, op.left, values) * _real(graph, op.right, values))
+    left, right, target = (graph.tensors[name].grid for name in (op.left, op.right, op.output))
+    product = values[op.left].float().sub_(left.zero_point).mul_(values[op.right].float().sub_(right.zero_point))
+    ratio = float(np.float32(left.scale) * np.float32(right.scale) / np.float32(target.scale))
+    return _saturate(product.mul_(ratio).add_(target.zero_point).round_(), target)
 
 
 def _leaky_relu(graph: IntegerGraph, op: ops.LeakyRelu, values: _Values) -> Tensor:
     real = _real(graph, op.input, values)
     return _round(graph, op.output, functional.prelu(real, torch.from_numpy(op.slope)))
-
-
-def _requantize(graph: IntegerGraph, op: ops.Requantize, values: _Values) -> Tensor:
-    return _round(graph, op.output, _real(graph, op.input, values))
 
 
 def _pad(graph: IntegerGraph, op: ops.Pad, values: _Values) -> Tensor:  # noqa: ARG001
@@ -228,25 +250,23 @@ def _slice_channels(graph: IntegerGraph, op: ops.SliceChannels, values: _Values)
     return values[op.input][:, op.start : op.stop]
 
 
-def _contrast_attention(graph: IntegerGraph, op: ops.ContrastAttention, values: _Values) -> Tensor:
-    real = _real(graph, op.input, values)
-    mean = real.mean((2, 3))
-    variance = (real - mean[..., None, None]).square().mean((2, 3)).clamp(min=1e-16)
-    contrast = variance.sqrt() + mean
-    squeeze = functional.linear(contrast, torch.from_numpy(op.squeeze), torch.from_numpy(op.squeeze_bias))
-    excite = functional.linear(squeeze.relu(), torch.from_numpy(op.excite), torch.from_numpy(op.excite_bias))
-    return _round(graph, op.output, excite.sigmoid()[..., None, None])
+def _clip(graph: IntegerGraph, op: ops.Clip, values: _Values) -> Tensor:  # noqa: ARG001
+    return values[op.input].clamp(op.lowest, op.highest)
+
+
+def _float_program(graph: IntegerGraph, op: ops.FloatProgram, values: _Values) -> Tensor:
+    return _round(graph, op.output, run_program(op.steps, _real(graph, op.input, values)))
 
 
 _KERNELS: dict[type[Operation], Callable[[IntegerGraph, Any, _Values], Tensor]] = {
     ops.Add: _add,
     ops.Multiply: _multiply,
     ops.LeakyRelu: _leaky_relu,
-    ops.Requantize: _requantize,
     ops.Pad: _pad,
     ops.Concatenate: _concatenate,
     ops.PixelShuffle: _pixel_shuffle,
     ops.RepeatChannels: _repeat_channels,
     ops.SliceChannels: _slice_channels,
-    ops.ContrastAttention: _contrast_attention,
+    ops.Clip: _clip,
+    ops.FloatProgram: _float_program,
 }

@@ -10,6 +10,7 @@ from srquant.engines.base import Engine
 from srquant.engines.exported import SUFFIXES, Description, ExportedFile, read_exported
 from srquant.engines.float_torch import FloatEngine, SimulationEngine
 from srquant.engines.integer_torch import IntegerTorchEngine
+from srquant.engines.litert import LiteRTEngine
 from srquant.engines.onnxruntime import OnnxRuntimeEngine
 from srquant.engines.openvino import OpenVINOEngine
 from srquant.engines.reference import ReferenceEngine
@@ -29,12 +30,16 @@ ENGINES: Mapping[str, str] = {
     "reference": "the integer graph, slow and right by definition",
     "torch": "PyTorch: oneDNN int8 for a quantised network, eager float32 for a float one",
     "onnxruntime": "ONNX Runtime on the processor",
+    "litert": "LiteRT (TFLite) on the processor",
     "openvino": "OpenVINO on the processor",
 }
 
+_PACKAGES = {"onnxruntime": "onnxruntime", "litert": "ai_edge_litert", "openvino": "openvino"}
+"""What an engine needs beside srquant's own dependencies."""
+
 
 def load(path: Path | str) -> Model:
-    """Open a float checkpoint (.safetensors, .pth, .pt), a quantised artefact or an exported file (.onnx, .xml).
+    """Open a float checkpoint (.safetensors, .pth, .pt), an artefact or an exported file (.onnx, .xml, .tflite).
 
     Raises:
         UserError: the file is missing, damaged, unknown or not srquant's; one line says what was found.
@@ -50,8 +55,8 @@ def open_engine(model: Model, name: str = "auto", *, threads: int | None = None)
 
     Args:
         model: from `load`.
-        name: one of `ENGINES`; "auto" takes torch for a float network, else the last that is installed.
-        threads: for ONNX Runtime and OpenVINO; PyTorch's own setting counts for the others.
+        name: one of `ENGINES`; "auto" takes torch for a float network, else the last that is installed and can.
+        threads: for ONNX Runtime, LiteRT and OpenVINO; PyTorch's own setting counts for the others.
 
     Raises:
         UserError: no such engine, it cannot run this model, or its package is missing.
@@ -85,6 +90,8 @@ def _open_quantized(network: QuantizedNetwork, name: str, threads: int | None) -
     if name == "torch":
         return IntegerTorchEngine(graph)
     description = Description.from_json(describe_graph(graph))
+    if name == "litert":
+        return LiteRTEngine(graph, description, threads)
     return _open_onnx(to_onnx(graph).SerializeToString(), description, name, threads)
 
 
@@ -92,6 +99,8 @@ def _open_exported(model: ExportedFile, name: str, threads: int | None) -> Engin
     if name not in model.engines():
         able = " or ".join(model.engines())
         raise UserError(f"the engine '{name}' cannot run '{model.path.name}'; {able} can")
+    if model.path.suffix == ".tflite":
+        return LiteRTEngine(model.path.read_bytes(), model.description, threads)
     if model.path.suffix == ".onnx":
         return _open_onnx(model.path.read_bytes(), model.description, name, threads)
     return OpenVINOEngine(model.path, model.description, threads)
@@ -105,8 +114,21 @@ def _open_onnx(model: bytes, description: Description, name: str, threads: int |
 
 def installed_engines() -> list[str]:
     """The engines whose packages are installed, in the order of `ENGINES`."""
-    return [name for name in ENGINES if name not in ("onnxruntime", "openvino") or find_spec(name)]
+    return [name for name in ENGINES if name not in _PACKAGES or find_spec(_PACKAGES[name])]
+
+
+def able_engines(model: Model) -> list[str]:
+    """The installed engines that can run a model, in the order of `ENGINES`."""
+    installed = installed_engines()
+    if isinstance(model, ExportedFile):
+        return [name for name in installed if name in model.engines()]
+    if isinstance(model, SRNetwork):
+        return [name for name in installed if name in ("torch", "onnxruntime", "openvino")]
+    return [name for name in installed if name != "litert" or not model.gates()]
 
 
 def _automatic(model: Model) -> str:
-    return "torch" if isinstance(model, SRNetwork) else installed_engines()[-1]
+    if isinstance(model, SRNetwork):
+        return "torch"
+    able = able_engines(model)
+    return (able or model.engines())[-1] if isinstance(model, ExportedFile) else able[-1]

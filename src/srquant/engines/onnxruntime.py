@@ -16,6 +16,7 @@ class OnnxRuntimeEngine:
     """An ONNX file that takes and gives uint8 [N, H, W, C]."""
 
     name = "onnxruntime"
+    shape: tuple[int, int] | None = None
 
     def __init__(self, model: bytes, description: Description, threads: int | None = None) -> None:
         try:
@@ -47,8 +48,9 @@ class OnnxRuntimeEngine:
 
 
 _INTEGER_KINDS = (
-    *("QLinearConv", "QLinearAdd", "QLinearMul", "QLinearLeakyRelu", "QLinearConcat", "Clip", "Concat"),
-    *("DepthToSpace", "Gather", "Identity", "Pad", "Reshape", "Slice", "Split", "Transpose"),
+    *("QLinearConv", "QLinearAdd", "QLinearMul", "QLinearLeakyRelu", "QLinearSigmoid", "QLinearConcat"),
+    *("Cast", "Clip", "Concat", "DepthToSpace", "Gather", "Identity", "Pad", "Reshape", "Shape", "Slice", "Split"),
+    "Transpose",
 )
 
 

@@ -28,6 +28,7 @@ class OpenVINOEngine:
     """
 
     name = "openvino"
+    shape: tuple[int, int] | None = None
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ class ReferenceEngine:
     """`srquant.integer.reference` as an engine."""
 
     name = "reference"
+    shape: tuple[int, int] | None = None
 
     def __init__(self, graph: IntegerGraph) -> None:
         self.info = graph.info

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from srquant.engines import ExportedFile, Model
+from srquant.engines import Description, ExportedFile, Model
 from srquant.networks import NETWORKS
 from srquant.networks.cost import halo, macs, parameters
 from srquant.networks.info import NetworkInfo, SRNetwork
 from srquant.quantizers import QuantizedNetwork
 
 _HEIGHT, _WIDTH = 180, 320
+_LUMA = "luma (Y of full-range BT.601) through the network; Cb and Cr of a colour picture by bicubic"
 
 
 def describe_model(model: Model, path: Path) -> list[tuple[str, str]]:
@@ -18,22 +19,36 @@ def describe_model(model: Model, path: Path) -> list[tuple[str, str]]:
     size = path.stat().st_size + (path.with_suffix(".bin").stat().st_size if path.suffix == ".xml" else 0)
     on_disk = ("file size", f"{size / 1000:.1f} kB")
     if isinstance(model, ExportedFile):
-        return [*_outside(model.description.info, model.description.halo), *_exported(model), on_disk]
+        told = model.description
+        return [*_outside(told.info, told.halo), *_exported(model), *litert_facts(told), on_disk]
     if isinstance(model, SRNetwork):
-        cost = _cost(model)
-        return [("kind", "float network"), *_outside(model.info, halo(model)), *cost, on_disk]
+        return [("kind", "float network"), *_outside(model.info, halo(model.collapsed())), *_cost(model), on_disk]
     return [("kind", "quantised network"), *_outside(model.info, model.halo), *_quantized(model), on_disk]
+
+
+def litert_facts(told: Description) -> list[tuple[str, str]]:
+    """What pictures a LiteRT file takes, and whether it is proven equal to the reference; nothing of other files."""
+    if told.shape is None:
+        return []
+    proof = "proven, bit for bit" if not told.unequal else f"not proven for {', '.join(told.unequal)}"
+    return [
+        ("pictures", f"{told.pictures} of {told.shape[0]}x{told.shape[1]} (height x width) only"),
+        ("equal to the reference", proof),
+    ]
 
 
 def _outside(info: NetworkInfo, radius: int | None) -> list[tuple[str, str]]:
     field = "whole picture" if radius is None else f"{2 * radius + 1} px (halo {radius})"
-    return [("network", info.name), ("scale", f"x{info.scale}"), ("receptive field", field)]
+    network = [("network", info.name), ("scale", f"x{info.scale}"), ("receptive field", field)]
+    return network if info.channels == 3 else [*network, ("colours", _LUMA)]
 
 
 def _cost(network: SRNetwork) -> list[tuple[str, str]]:
-    billions = macs(network, _HEIGHT, _WIDTH) / 1e9
+    plain = network.collapsed()
+    billions = macs(plain, _HEIGHT, _WIDTH, network.info.channels) / 1e9
+    trained = "" if plain is network else f" ({parameters(network):,} in the training form, which this file holds)"
     return [
-        ("parameters", f"{parameters(network):,}"),
+        ("parameters", f"{parameters(plain):,}{trained}"),
         (
             "MACs",
             f"{billions:.2f} G for {_WIDTH}x{_HEIGHT} -> {_WIDTH * network.info.scale}x{_HEIGHT * network.info.scale}",

@@ -18,7 +18,8 @@ from srquant.metrics import Protocol, psnr, ssim
 from srquant.networks.info import SRNetwork
 from srquant.progress import Progress
 from srquant.quantizers import QuantizedNetwork
-from srquant.upscaling import upscale_pixels
+from srquant.upscaling import upscale_rgb
+from srquant.upscaling.tiles import is_mirrored
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,11 @@ def _exported_facts(model: ExportedFile, name: str, digest: str | None) -> Facts
 def evaluate_engine(engine: Engine, folders: Sequence[Path], told: Facts, progress: Progress) -> Evaluation:
     """Score an engine on sets of pictures.
 
+    A network for luma is scored as all others, on the RGB picture; see `srquant.upscaling.colour`.
+
     Raises:
-        UserError: no folder is given, two sets have one name, or a set is empty or mis-paired.
+        UserError: no folder is given, two sets have one name, a set is empty or mis-paired, or a picture is smaller
+            than the one shape that the engine takes.
     """
     if not folders:
         raise UserError("no benchmark set is given")
@@ -146,13 +150,24 @@ def _score(engine: Engine, benchmark: BenchmarkSet, protocol: Protocol, progress
     try:
         for pair in benchmark.pairs:
             low, high = pair.load(engine.info.scale)
-            enlarged = upscale_pixels(engine, low, None)
+            _check_shape(engine, pair.name, *low.shape[:2])
+            enlarged = upscale_rgb(engine, low, None)
             images.append(ImageScore(pair.name, psnr(enlarged, high, protocol), ssim(enlarged, high, protocol)))
             progress.advance()
     finally:
         progress.finish()
     means = [math.fsum(getattr(i, key) for i in images) / len(images) for key in ("psnr", "ssim")]
     return SetScore(means[0], means[1], tuple(images))
+
+
+def _check_shape(engine: Engine, name: str, height: int, width: int) -> None:
+    """Refuse a picture that would have to be mirrored: its score would not be the network's."""
+    if is_mirrored(engine, height, width):
+        assert engine.shape is not None
+        raise UserError(
+            f"'{name}' has {height}x{width} pixels, fewer than the {engine.shape[0]}x{engine.shape[1]} that the file "
+            "takes, so its score would not be the network's: export it with a smaller --shape, or score the artefact"
+        )
 
 
 def _number(value: float) -> float | str:

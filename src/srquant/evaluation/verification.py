@@ -8,12 +8,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from srquant.engines import Engine, Model, Pixels, installed_engines, open_engine
+from srquant.engines import Engine, Model, Pixels, able_engines, open_engine
 from srquant.engines.exported import ExportedFile
 from srquant.errors import UserError
+from srquant.imaging.colour import seen_by
+from srquant.integer import lower
+from srquant.integer.litert_kernels import unequal
+from srquant.integer.litert_rewrites import prepare
 from srquant.networks.info import SRNetwork
 from srquant.progress import Progress
 from srquant.quantizers import QuantizedNetwork
+from srquant.upscaling import upscale_pixels
 
 
 @dataclass(frozen=True)
@@ -26,8 +31,9 @@ class Verification:
         share: share of the values that differ at all.
         psnr: of the engine's picture to the reference's, in dB; inf when equal.
         left_in_float: operations that the engine does not compute in integers.
-        promised: whether the contract promises equality: ONNX Runtime for a network that is integer throughout, and
-            every engine for one with exact scales; none for one with gates.
+        promised: whether the contract promises equality: ONNX Runtime for a network that is integer throughout,
+            LiteRT for one whose operations are all proven equal, and every engine for one with exact scales; none
+            for one with gates.
     """
 
     engine: str
@@ -55,9 +61,10 @@ def verify(
 
     Args:
         model: a quantised artefact.
-        engines: names from `srquant.engines.ENGINES`; all that are installed by default.
+        engines: names from `srquant.engines.ENGINES`; all that are installed and can run it by default.
         exported: a file exported from this artefact, to be run in its stead.
-        picture: uint8 [H, W, C]; by default `drawn_picture`.
+        picture: uint8 [H, W, 3], of which a network for luma sees its luma; by default `drawn_picture`,
+            of the shape that an exported file takes.
         progress: told of every engine.
 
     Raises:
@@ -68,10 +75,10 @@ def verify(
     if isinstance(model, SRNetwork):
         raise UserError("a float network has no integer reference: quantise it first")
     assert isinstance(model, QuantizedNetwork)
-    picture = drawn_picture(model.info.channels) if picture is None else picture
-    if not engines:
-        able = installed_engines() if exported is None else exported.engines()
-        engines = [name for name in able if name != "reference" and name in installed_engines()]
+    channels = model.info.channels
+    shape = None if exported is None else exported.description.shape
+    picture = drawn_picture(channels, *(shape or ())) if picture is None else seen_by(channels, picture)
+    engines = engines or [name for name in able_engines(exported or model) if name != "reference"]
     progress.start("verifying", len(engines) + 1)
     try:
         wanted = open_engine(model, "reference").run(picture)
@@ -79,20 +86,26 @@ def verify(
         found = []
         for name in engines:
             engine = open_engine(exported or model, name)
-            in_integers = name == "onnxruntime" and not any(
-                kind == "ContrastAttention" for kind in model.placement.left_in_float.values()
-            )
-            promised = (model.quantization.exact or in_integers) and not model.gates()
-            found.append(compare(engine, picture, wanted, promised=promised))
+            found.append(compare(engine, picture, wanted, promised=_is_promised(model, name)))
             progress.advance()
     finally:
         progress.finish()
     return found
 
 
+def _is_promised(model: QuantizedNetwork, engine: str) -> bool:
+    """Whether the contract promises that an engine equals the reference."""
+    if model.gates():
+        return False
+    graph = lower(model)
+    if engine == "litert":
+        return not unequal(prepare(graph))
+    return model.quantization.exact or (engine == "onnxruntime" and not graph.left_in_float())
+
+
 def compare(engine: Engine, picture: Pixels, wanted: Pixels, *, promised: bool = False) -> Verification:
-    """One engine against the reference's picture."""
-    found = engine.run(picture)
+    """One engine against the reference's picture; one that takes a single shape runs it in tiles."""
+    found = engine.run(picture) if engine.shape is None else upscale_pixels(engine, picture)
     difference = np.abs(found.astype(np.int16) - wanted)
     mean_square = float(np.square(difference.astype(np.float64)).mean())
     psnr = math.inf if mean_square == 0 else 10 * math.log10(255**2 / mean_square)

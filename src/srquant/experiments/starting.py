@@ -94,6 +94,7 @@ def make_objective(experiment: Experiment, network: SRNetwork) -> Objective:
     rate = experiment.training.learning_rate
     if experiment.method is None or experiment.quantization is None:
         return Reconstruction(network, rate)
+    network = network.collapsed()
     quantized = QuantizedNetwork(network, experiment.quantization, trainable=True)
     method = METHODS[experiment.method.name]
     with torch.random.fork_rng(devices=[]):

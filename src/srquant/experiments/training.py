@@ -103,10 +103,11 @@ def train(
         experiment = _with_first_weights(folder, experiment)
     network = start_network(experiment)
     objective = make_objective(experiment, network)
-    scale, config = network.info.scale, experiment.training
-    pictures = TrainingData([Path(place) for place in experiment.data.train], scale, config, progress=progress)
+    scale, channels, config = network.info.scale, network.info.channels, experiment.training
+    folders = [Path(place) for place in experiment.data.train]
+    pictures = TrainingData(folders, scale, config, channels=channels, progress=progress)
     judge = experiment.data.validation
-    held_back = None if judge is None else Validation(Path(judge), scale, config.validation_pictures)
+    held_back = None if judge is None else Validation(Path(judge), scale, config.validation_pictures, channels)
     if judge is not None:
         _refuse_same_pictures(experiment.data.train, judge)
     if not begun and not _follows():

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from srquant.config import CalibrationConfig
 from srquant.errors import UserError
 from srquant.files import sha256
+from srquant.imaging.colour import seen_by
 from srquant.imaging.picture import find_pictures, read_picture
 from srquant.imaging.resize import downscale
 
@@ -20,7 +21,7 @@ class Crop:
     """One patch.
 
     Attributes:
-        pixels: uint8 [h, w, 3], low resolution.
+        pixels: uint8 [h, w, 3], low resolution; [h, w, 1] for a network for luma.
         record: plain data that names the file, its SHA-256 and the place, for the artefact.
     """
 
@@ -28,7 +29,7 @@ class Crop:
     record: dict[str, object]
 
 
-def calibration_crops(folder: Path, scale: int, config: CalibrationConfig) -> list[Crop]:
+def calibration_crops(folder: Path, scale: int, config: CalibrationConfig, channels: int = 3) -> list[Crop]:
     """One crop from each chosen picture; the same files and seed give the same crops.
 
     Args:
@@ -36,6 +37,7 @@ def calibration_crops(folder: Path, scale: int, config: CalibrationConfig) -> li
             the protocol's bicubic, unless `config.low_resolution`.
         scale: enlargement of the network.
         config: how many pictures, how large a crop, which seed.
+        channels: of the network: 3, or 1 for the luma of the same crops.
 
     Raises:
         UserError: the folder is missing or empty, or a picture cannot be read or is smaller than the scale.
@@ -46,10 +48,10 @@ def calibration_crops(folder: Path, scale: int, config: CalibrationConfig) -> li
     if len(paths) > config.images:
         paths = [paths[i] for i in sorted(random.choice(len(paths), config.images, replace=False))]
     factor = 1 if config.low_resolution else scale
-    return [_crop(path, factor, config.crop, random) for path in paths]
+    return [_crop(path, factor, config.crop, channels, random) for path in paths]
 
 
-def _crop(path: Path, factor: int, side: int, random: np.random.Generator) -> Crop:
+def _crop(path: Path, factor: int, side: int, channels: int, random: np.random.Generator) -> Crop:
     pixels = read_picture(path).rgb
     sizes = [min(side, length // factor) for length in pixels.shape[:2]]
     if min(sizes) < 1:
@@ -61,4 +63,4 @@ def _crop(path: Path, factor: int, side: int, random: np.random.Generator) -> Cr
     patch = pixels[rows, columns]
     place = [top, left, *sizes]
     record: dict[str, object] = {"file": path.name, "sha256": sha256(path), "top_left_height_width": place}
-    return Crop(downscale(patch, factor) if factor > 1 else patch, record)
+    return Crop(seen_by(channels, downscale(patch, factor) if factor > 1 else patch), record)

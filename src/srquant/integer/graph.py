@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from srquant.integer.program import Step
 from srquant.networks.info import NetworkInfo
 from srquant.quantizers.gating import PictureGrid
 from srquant.quantizers.grid import Grid
@@ -74,7 +75,7 @@ class Add(Operation):
 
 @dataclass(frozen=True, eq=False)
 class Multiply(Operation):
-    """Product of two tensors; `right` is [N, C, 1, 1]."""
+    """Product of two tensors; `right` has the shape of `left`, or one channel, or one pixel."""
 
     left: str
     right: str
@@ -142,18 +143,37 @@ class SliceChannels(Operation):
 
 
 @dataclass(frozen=True, eq=False)
-class ContrastAttention(Operation):
-    """IMDN's channel attention, computed in float32 on [N, C, 1, 1] and rounded to its output's grid.
+class Lookup(Operation):
+    """A function of one code; input and output have grids of their own.
 
     Attributes:
-        squeeze: float32 [R, C], squeeze_bias [R]; excite [C, R], excite_bias [C].
+        table: uint8 [256], the output code of every input code.
+        function: its name for people and file writers.
     """
 
     input: str
-    squeeze: NDArray[np.float32]
-    squeeze_bias: NDArray[np.float32]
-    excite: NDArray[np.float32]
-    excite_bias: NDArray[np.float32]
+    table: NDArray[np.uint8]
+    function: str
+
+
+@dataclass(frozen=True, eq=False)
+class Clip(Operation):
+    """Codes kept within lowest..highest, on the same grid."""
+
+    input: str
+    lowest: int
+    highest: int
+
+
+@dataclass(frozen=True, eq=False)
+class FloatProgram(Operation):
+    """A small computation in float32 between two grids; see `srquant.integer.program`.
+
+    The last step's value is rounded to the output's grid; it may be [C, 1, 1].
+    """
+
+    input: str
+    steps: tuple[Step, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +197,7 @@ def picture_scale(tensor: str) -> str:
     return f"{tensor}.picture_scale"
 
 
-FLOAT_OPERATIONS = (ContrastAttention, GatedRound)
+FLOAT_OPERATIONS = (FloatProgram, GatedRound)
 """Operations that no engine computes in integers."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from dataclasses import replace
 from typing import Literal, cast
@@ -10,15 +11,19 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from srquant.errors import UserError
 from srquant.integer import graph as ops
+from srquant.integer.functions import table_of
 from srquant.integer.graph import IntegerGraph, Operation, Tensor
-from srquant.networks.layers import Anchor, ContrastAttention
+from srquant.integer.program_lowering import program_of
+from srquant.networks.layers import Anchor, ChannelAffine, FloatLayer
 from srquant.quantizers.artefact import header
 from srquant.quantizers.folding import module_of
 from srquant.quantizers.gating import GatedQuantizer
 from srquant.quantizers.grid import IMAGE_GRID, Grid
-from srquant.quantizers.layers import ActivationQuantizer, InputShift, QuantConv2d
+from srquant.quantizers.layers import ActivationQuantizer, InputShift, KeptClip, QuantConv2d
 from srquant.quantizers.network import QuantizedNetwork
+from srquant.quantizers.structure import LOOKUPS, saturates
 
 
 def lower(network: QuantizedNetwork) -> IntegerGraph:
@@ -58,10 +63,7 @@ class _Lowering:
         if isinstance(module, ActivationQuantizer):
             self.round(node, module)
         elif isinstance(module, InputShift):
-            tensor = self.tensors[self.read(node.args[0])]
-            grid = replace(tensor.grid, zero_point=tensor.grid.zero_point + module.code)
-            self.tensors[tensor.name] = replace(tensor, grid=grid)
-            self.value[node] = tensor.name
+            self.shift(node, module.code)
         elif isinstance(module, nn.PixelShuffle):
             self.pixel_shuffle(node, module.upscale_factor)
         elif isinstance(module, Anchor):
@@ -72,6 +74,19 @@ class _Lowering:
             self.concatenate(node)
         elif node.target is operator.getitem:
             self.slice(node)
+
+    def shift(self, node: fx.Node, code: int) -> None:
+        """Another zero point: the picture's own, or that of a copy where something reads the picture as it is."""
+        (source,) = node.all_input_nodes
+        tensor = self.tensors[self.read(source)]
+        grid = replace(tensor.grid, zero_point=tensor.grid.zero_point + code)
+        if len(source.users) > 1:
+            same = np.arange(256, dtype=np.uint8)
+            copy = replace(tensor, name=node.name, grid=grid)
+            self.emit(node, copy, ops.Lookup(node.name, tensor.name, same, "shift"))
+        else:
+            self.tensors[tensor.name] = replace(tensor, grid=grid)
+            self.value[node] = tensor.name
 
     def read(self, node: object) -> str:
         assert isinstance(node, fx.Node)
@@ -119,29 +134,82 @@ class _Lowering:
 
     def compute(self, node: fx.Node, source: fx.Node, grid: Grid, kind: Literal["codes", "real"] = "codes") -> None:
         module = module_of(self.graph_module, source)
-        relu = isinstance(module, nn.ReLU)
-        if relu:
+        clip = module if saturates(module) else None
+        if clip is not None:
             source = source.all_input_nodes[0]
-            module = module_of(self.graph_module, source)
-        inputs = [self.tensors[self.read(arg)] for arg in source.all_input_nodes]
-        name, first = node.name, inputs[0]
-        tensor = replace(first, name=name, grid=grid, kind=kind)
-        if isinstance(module, QuantConv2d):
-            operation = _convolution(name, first.name, module, relu=relu)
-            tensor = replace(tensor, channels=module.out_channels)
-        elif isinstance(module, nn.PReLU):
-            operation = ops.LeakyRelu(name, first.name, module.weight.detach().float().numpy())
-        elif isinstance(module, nn.LeakyReLU):
-            operation = ops.LeakyRelu(name, first.name, np.array([module.negative_slope], np.float32))
-        elif isinstance(module, ContrastAttention):
-            operation = _attention(name, first.name, module)
-        elif source.target is operator.add:
-            operation = ops.Add(name, first.name, self.read(source.args[1]))
-        else:
-            assert source.target is operator.mul, source
-            left, right = (self.read(arg) for arg in source.args)
-            operation = ops.Multiply(name, left, right)
+        name = node.name
+        inputs = [self.tensors[self.read(arg)] for arg in self.inputs(source)]
+        tensor, operation = self.operation(name, source, inputs, grid)
+        tensor = replace(tensor, name=name, grid=grid, kind=kind)
+        lowest, highest = (0, grid.maximum_code) if clip is None else _ends(clip, grid)
+        is_relu = clip is not None and (kind == "real" or lowest == grid.zero_point)
+        if isinstance(operation, ops.Convolution) and is_relu:
+            operation, lowest = replace(operation, relu=True), 0
+        if (lowest, highest) != (0, grid.maximum_code):
+            unclipped = replace(tensor, name=f"{name}_unclipped")
+            self.emit(node, unclipped, replace(operation, output=unclipped.name))
+            operation = ops.Clip(name, unclipped.name, lowest, highest)
         self.emit(node, tensor, operation)
+
+    def inputs(self, source: fx.Node) -> list[fx.Node]:
+        """What an operation reads: the tensor itself where it already has a grid."""
+        if source in self.value:
+            return [source]
+        function = self.function(source)
+        return (function or source).all_input_nodes
+
+    def function(self, source: fx.Node) -> fx.Node | None:
+        """The function of a single number that `source` is, or is the affine layer of."""
+        while isinstance(module_of(self.graph_module, source), ChannelAffine):
+            source = source.all_input_nodes[0]
+        return source if type(module_of(self.graph_module, source)) in LOOKUPS else None
+
+    def operation(self, name: str, source: fx.Node, inputs: list[Tensor], grid: Grid) -> tuple[Tensor, Operation]:
+        """The operation that a node becomes, and its tensor but for name, grid and kind."""
+        module, first = module_of(self.graph_module, source), inputs[0]
+        if source in self.value:
+            return first, ops.Requantize(name, first.name)
+        function = self.function(source)
+        if function is not None:
+            return first, self.lookup(name, source, function, first, grid)
+        if isinstance(module, QuantConv2d):
+            return replace(first, channels=module.out_channels), _convolution(name, first.name, module)
+        if isinstance(module, nn.PReLU):
+            return first, ops.LeakyRelu(name, first.name, module.weight.detach().float().numpy())
+        if isinstance(module, nn.LeakyReLU):
+            return first, ops.LeakyRelu(name, first.name, np.array([module.negative_slope], np.float32))
+        if isinstance(module, KeptClip):
+            return first, ops.Clip(name, first.name, *_ends(module, first.grid))
+        if isinstance(module, FloatLayer):
+            steps = program_of(str(source.target), module)
+            return replace(first, channels=module.channels), ops.FloatProgram(name, first.name, steps)
+        left, right = (self.tensors[self.read(arg)] for arg in source.args)
+        if source.target is operator.add:
+            return first, ops.Add(name, left.name, right.name)
+        assert source.target is operator.mul, source
+        return left, ops.Multiply(name, left.name, right.name)
+
+    def lookup(self, name: str, source: fx.Node, function: fx.Node, tensor: Tensor, grid: Grid) -> ops.Lookup:
+        """The table of a function, and of the affine layers behind it that are the same for all channels."""
+        word = LOOKUPS[type(module_of(self.graph_module, function))]  # pyright: ignore[reportArgumentType]
+        factor, shift = 1.0, 0.0
+        for affine in self.affine_layers(source, function):
+            scales, shifts = affine.scale.unique().tolist(), affine.shift.unique().tolist()
+            if len(scales) > 1 or len(shifts) > 1:
+                raise UserError(f"the factors behind '{function.name}' ({word}) differ from channel to channel")
+            factor, shift = factor * scales[0], shift * scales[0] + shifts[0]
+        table = table_of(word, tensor.grid, grid, factor, shift)
+        return ops.Lookup(name, tensor.name, table, word if (factor, shift) == (1.0, 0.0) else f"scaled {word}")
+
+    def affine_layers(self, source: fx.Node, function: fx.Node) -> list[ChannelAffine]:
+        """From the function on."""
+        found: list[ChannelAffine] = []
+        while source is not function:
+            module = module_of(self.graph_module, source)
+            assert isinstance(module, ChannelAffine)
+            found.insert(0, module)
+            source = source.all_input_nodes[0]
+        return found
 
     def pixel_shuffle(self, node: fx.Node, factor: int) -> None:
         source = self.tensors[self.read(node.args[0])]
@@ -168,7 +236,15 @@ class _Lowering:
         self.emit(node, tensor, ops.SliceChannels(node.name, source.name, start, stop))
 
 
-def _convolution(output: str, source: str, module: QuantConv2d, *, relu: bool) -> ops.Convolution:
+def _ends(clip: nn.Module, grid: Grid) -> tuple[int, int]:
+    """The codes nearest to the ends of a clip."""
+    ends = (clip.min_val, clip.max_val) if isinstance(clip, nn.Hardtanh) else (0.0, math.inf)
+    codes = (np.rint(np.float32(end) / np.float32(grid.scale)) + grid.zero_point for end in ends)
+    lowest, highest = (int(min(max(code, 0), grid.maximum_code)) for code in codes)
+    return lowest, highest
+
+
+def _convolution(output: str, source: str, module: QuantConv2d) -> ops.Convolution:
     codes = module.codes()
     padding = module.padding[0]
     assert isinstance(padding, int)
@@ -180,19 +256,5 @@ def _convolution(output: str, source: str, module: QuantConv2d, *, relu: bool) -
         weight_scale=codes.steps.numpy(),
         padding=padding,
         groups=module.groups,
-        relu=relu,
-    )
-
-
-def _attention(output: str, source: str, module: ContrastAttention) -> ops.ContrastAttention:
-    squeeze, _, excite, _ = module.conv_du
-    assert isinstance(squeeze, nn.Conv2d)
-    assert isinstance(excite, nn.Conv2d)
-
-    def array(values: torch.Tensor | None) -> np.ndarray:
-        assert values is not None
-        return values.detach().float().flatten(1).numpy() if values.dim() == 4 else values.detach().float().numpy()
-
-    return ops.ContrastAttention(
-        output, source, array(squeeze.weight), array(squeeze.bias), array(excite.weight), array(excite.bias)
+        relu=False,
     )

@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 
 from srquant.errors import missing_package
 from srquant.integer import graph as ops
+from srquant.integer.functions import is_robust
 from srquant.integer.graph import IntegerGraph, Operation
 from srquant.integer.onnx_gated import write_gated
+from srquant.integer.onnx_program import write_program
 from srquant.integer.rewrites import optimize
 from srquant.networks.onnx import METADATA_KEY, OPSET
 from srquant.quantizers.grid import Grid
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
 
 IR_VERSION = 10
+_INT32 = 6
+"""The number of the element type in ONNX."""
 
 
 def to_onnx(graph: IntegerGraph) -> ModelProto:
@@ -106,9 +110,12 @@ class Writer:
         rounded = f"{tensor}.rounded" if clipped else tensor
         self.node("QuantizeLinear", [real, *self.grid(tensor)], rounded)
         if clipped:
-            ends = [np.asarray(end, np.uint8) for end in (lowest, highest)]
-            names = [self.constant(f"{tensor}.{n}", end) for n, end in zip(("lowest", "highest"), ends, strict=True)]
-            self.node("Clip", [rounded, *names], tensor)
+            self.node("Clip", [rounded, *self.ends(tensor, lowest, highest)], tensor)
+
+    def ends(self, tensor: str, lowest: int, highest: int) -> list[str]:
+        """Names of the lowest and highest code that a tensor may hold."""
+        words = {"lowest": lowest, "highest": highest}
+        return [self.constant(f"{tensor}.{word}", np.asarray(code, np.uint8)) for word, code in words.items()]
 
     def weight(self, name: str, codes: NDArray[Any], scale: NDArray[np.float32]) -> str:
         """Dequantised weights or bias, one scale per output channel."""
@@ -200,26 +207,35 @@ def _slice_channels(writer: Writer, op: ops.SliceChannels) -> None:
     writer.node("Slice", [op.input, *names], op.output)
 
 
-def _contrast_attention(writer: Writer, op: ops.ContrastAttention) -> None:
-    name, source = op.output, writer.dequantize(op.input)
+def _lookup(writer: Writer, op: ops.Lookup) -> None:
+    """The function itself where rounding cannot tell it from the table: runtimes have fast kernels for it."""
+    source, target = (writer.graph.tensors[name].grid for name in (op.input, op.output))
+    if is_robust(op.table, op.function, source, target):
+        writer.quantize(_function(writer, op), op.output)
+        return
+    places = writer.node("Cast", [op.input], f"{op.output}.places", to=_INT32)
+    writer.node("Gather", [writer.constant(f"{op.output}.table", op.table), places], op.output)
 
-    def convolution(values: str, part: str, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> str:
-        constants = [
-            writer.constant(f"{name}.{part}.weight", weight[:, :, None, None]),
-            writer.constant(f"{name}.{part}.bias", bias),
-        ]
-        return writer.node("Conv", [values, *constants], f"{name}.{part}", kernel_shape=[1, 1])
 
-    axes = writer.constant("height_and_width", np.array([2, 3]))
-    least = writer.constant("least_variance", np.array(1e-16, np.float32))
-    mean = writer.node("ReduceMean", [source, axes], f"{name}.mean")
-    centred = writer.node("Sub", [source, mean], f"{name}.centred")
-    square = writer.node("Mul", [centred, centred], f"{name}.square")
-    variance = writer.node("Max", [writer.node("ReduceMean", [square, axes], f"{name}.var"), least], f"{name}.var0")
-    contrast = writer.node("Add", [writer.node("Sqrt", [variance], f"{name}.deviation"), mean], f"{name}.contrast")
-    hidden = writer.node("Relu", [convolution(contrast, "squeeze", op.squeeze, op.squeeze_bias)], f"{name}.hidden")
-    excited = convolution(hidden, "excite", op.excite, op.excite_bias)
-    writer.quantize(writer.node("Sigmoid", [excited], f"{name}.attention"), name)
+def _function(writer: Writer, op: ops.Lookup) -> str:
+    real, name = writer.dequantize(op.input), f"{op.output}.{op.function.replace(' ', '_')}"
+    if op.function == "tanh":
+        return writer.node("Tanh", [real], name)
+    if op.function == "sigmoid":
+        return writer.node("Sigmoid", [real], name)
+    sigmoid = writer.node("Sigmoid", [real], f"{op.output}.sigmoid")
+    if op.function == "silu":
+        return writer.node("Mul", [real, sigmoid], name)
+    half = writer.constant("half", np.asarray(0.5, np.float32))
+    return writer.node("Sub", [sigmoid, half], name)
+
+
+def _clip(writer: Writer, op: ops.Clip) -> None:
+    writer.node("Clip", [op.input, *writer.ends(op.output, op.lowest, op.highest)], op.output)
+
+
+def _float_program(writer: Writer, op: ops.FloatProgram) -> None:
+    writer.quantize(write_program(writer, op.output, op.steps, writer.dequantize(op.input)), op.output)
 
 
 _TRANSLATIONS: dict[type[Operation], Callable[[Writer, Any], None]] = {
@@ -233,7 +249,9 @@ _TRANSLATIONS: dict[type[Operation], Callable[[Writer, Any], None]] = {
     ops.PixelShuffle: _pixel_shuffle,
     ops.RepeatChannels: _repeat_channels,
     ops.SliceChannels: _slice_channels,
-    ops.ContrastAttention: _contrast_attention,
+    ops.Lookup: _lookup,
+    ops.Clip: _clip,
+    ops.FloatProgram: _float_program,
 }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from srquant.integer import gated
+from srquant.integer import gated, program
 from srquant.integer import graph as ops
 from srquant.integer.graph import IntegerGraph, Operation
 from srquant.quantizers.grid import Grid
@@ -132,13 +132,17 @@ def _slice_channels(graph: IntegerGraph, op: ops.SliceChannels, values: _Inputs)
     return values[op.input][op.start : op.stop]
 
 
-def _contrast_attention(graph: IntegerGraph, op: ops.ContrastAttention, values: _Inputs) -> Codes:
-    real = dequantize(values[op.input], graph.tensors[op.input].grid).astype(np.float64)
-    mean = real.mean((1, 2))
-    contrast = np.sqrt(np.maximum(np.square(real - mean[:, None, None]).mean((1, 2)), 1e-16)) + mean
-    hidden = np.maximum(op.squeeze @ contrast + op.squeeze_bias, 0)
-    attention = 1 / (1 + np.exp(-(op.excite @ hidden + op.excite_bias)))
-    return quantize(attention.astype(np.float32)[:, None, None], graph.tensors[op.output].grid)
+def _lookup(graph: IntegerGraph, op: ops.Lookup, values: _Inputs) -> Codes:  # noqa: ARG001
+    return op.table[values[op.input]]
+
+
+def _clip(graph: IntegerGraph, op: ops.Clip, values: _Inputs) -> Codes:  # noqa: ARG001
+    return values[op.input].clip(op.lowest, op.highest)
+
+
+def _float_program(graph: IntegerGraph, op: ops.FloatProgram, values: _Inputs) -> Codes:
+    real = dequantize(values[op.input], graph.tensors[op.input].grid)
+    return quantize(program.run(op.steps, real), graph.tensors[op.output].grid)
 
 
 _KERNELS: dict[type[Operation], Callable[[IntegerGraph, Any, _Inputs], Codes]] = {
@@ -152,7 +156,9 @@ _KERNELS: dict[type[Operation], Callable[[IntegerGraph, Any, _Inputs], Codes]] =
     ops.PixelShuffle: _pixel_shuffle,
     ops.RepeatChannels: _repeat_channels,
     ops.SliceChannels: _slice_channels,
-    ops.ContrastAttention: _contrast_attention,
+    ops.Lookup: _lookup,
+    ops.Clip: _clip,
+    ops.FloatProgram: _float_program,
 }
 
 

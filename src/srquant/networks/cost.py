@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from srquant.networks.layers import Anchor, ChannelAffine, ContrastAttention
+from srquant.networks.layers import Anchor, CentredSigmoid, ChannelAffine, FloatLayer
 from srquant.networks.tracing import trace
 
 _POINTWISE = (
@@ -22,10 +22,16 @@ _POINTWISE = (
     nn.LeakyReLU,
     nn.PReLU,
     nn.Hardtanh,
+    nn.Sigmoid,
+    nn.Tanh,
+    nn.SiLU,
     nn.Identity,
+    CentredSigmoid,
     ChannelAffine,
     Anchor,
 )
+_CLIPS = {"clamp", "clip", "clamp_min", "clamp_max", "hardtanh", "relu", "relu6", "minimum", "maximum"}
+"""Functions and methods that a clip may be written as."""
 _JOINING = (operator.add, operator.mul, operator.getitem, torch.cat, torch.split)
 
 
@@ -44,7 +50,7 @@ def halo(network: nn.Module) -> int | None:
     joined paths count with the longest; the exact sum is rounded up. EDSR-baseline x4 has 36.
 
     Returns:
-        The radius, or None when a value depends on the whole picture (`ContrastAttention`).
+        The radius, or None when a layer looks at pooled features (`FloatLayer`).
 
     Raises:
         TypeError: the traced graph holds an operation whose reach is not known here.
@@ -53,19 +59,25 @@ def halo(network: nn.Module) -> int | None:
     modules = dict(graph.named_modules())
     reaches: dict[fx.Node, _Reach] = {}
     for node in graph.graph.nodes:
-        inputs = [reaches[source] for source in node.all_input_nodes]
+        inputs = [reaches[source] for source in node.all_input_nodes if source.op != "get_attr"]
         if node.op == "placeholder":
             reaches[node] = _Reach()
         elif node.op == "call_module":
             module = modules[str(node.target)]
-            if isinstance(module, ContrastAttention):
+            if isinstance(module, FloatLayer):
                 return None
             reaches[node] = _after(module, inputs[0])
-        elif node.op == "output" or (node.op == "call_function" and node.target in _JOINING):
+        elif node.op == "output" or _joins(node):
             reaches[node] = _joined(inputs)
-        else:
+        elif node.op != "get_attr":
             raise TypeError(f"halo does not know the operation {node.op} {node.target}")
     return math.ceil(max(reach.radius for reach in reaches.values()))
+
+
+def _joins(node: fx.Node) -> bool:
+    """Whether a function or a method takes its pixels from the same place of everything it reads."""
+    word = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+    return (node.op == "call_function" and node.target in _JOINING) or str(word).rstrip("_") in _CLIPS
 
 
 def parameters(network: nn.Module) -> int:

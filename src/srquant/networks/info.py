@@ -29,7 +29,7 @@ class NetworkInfo:
     Attributes:
         name: Key of the network in `srquant.networks.NETWORKS`.
         scale: Enlargement per side.
-        channels: Colours in and out.
+        channels: 3 for RGB; 1 for luma, the Y of full-range YCbCr (BT.601, as in JPEG).
         peak: The value of white, 1.0 or 255.0.
         size_multiple: H and W have to be multiples of it.
     """
@@ -110,15 +110,24 @@ class SRNetwork(nn.Module, Generic[ConfigT]):
     name: ClassVar[str]
     config_type: ClassVar[type[NetworkConfig]]
 
-    def __init__(self, config: ConfigT, *, peak: float = 1.0, size_multiple: int = 1) -> None:
+    def __init__(self, config: ConfigT, *, peak: float = 1.0, channels: int = 3, size_multiple: int = 1) -> None:
         super().__init__()
         self.config = config
-        self.info = NetworkInfo(name=self.name, scale=config.scale, peak=peak, size_multiple=size_multiple)
+        self.info = NetworkInfo(
+            name=self.name, scale=config.scale, channels=channels, peak=peak, size_multiple=size_multiple
+        )
 
     @classmethod
     def from_config(cls, config: ConfigT) -> Self:
         """A network with fresh random weights (drawn from torch's global generator)."""
         return cls(config)
+
+    def collapsed(self) -> SRNetwork[ConfigT]:
+        """The network in the form that is quantised, exported and run: itself, but for those trained in another one.
+
+        See `srquant.networks.collapsing`.
+        """
+        return self
 
     @classmethod
     def recognise(cls, state: Mapping[str, Tensor]) -> ConfigT | None:

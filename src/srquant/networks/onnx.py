@@ -51,6 +51,7 @@ def float_onnx(network: SRNetwork) -> ModelProto:
         import onnxscript  # noqa: F401 - used by torch.onnx
     except ImportError as error:
         raise missing_package("onnxscript", "export of a float network to ONNX", "onnx") from error
+    network = network.collapsed()
     module = _PixelNetwork(copy.deepcopy(network).eval())
     picture = torch.zeros(2, 24, 20, network.info.channels, dtype=torch.uint8)
     sizes = {
@@ -90,4 +91,5 @@ def write_onnx(model: ModelProto, path: Path) -> None:
 
 def describe_network(network: SRNetwork) -> str:
     """What the file says about itself, as JSON; see `srquant.engines.exported.Description`."""
-    return json.dumps({"info": asdict(network.info), "halo": halo(network), "provenance": {}}, sort_keys=True)
+    plain = network.collapsed()
+    return json.dumps({"info": asdict(plain.info), "halo": halo(plain), "provenance": {}}, sort_keys=True)

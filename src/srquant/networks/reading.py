@@ -11,7 +11,10 @@ from torch import Tensor
 from srquant.errors import UserError
 
 COLOURS = 3
-"""All networks here take and give RGB."""
+"""Channels of a network that takes and gives RGB."""
+
+LUMA = 1
+"""Channels of a network that takes and gives luma; see `srquant.networks.info.NetworkInfo`."""
 
 
 def conv_shape(state: Mapping[str, Tensor], key: str) -> tuple[int, int]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import fx, nn
 
-from srquant.networks.layers import Anchor, ChannelAffine, ContrastAttention
+from srquant.networks.layers import Anchor, CentredSigmoid, ChannelAffine, FloatLayer, Grow, ResizeLike
 
-_LEAVES = (Anchor, ChannelAffine, ContrastAttention)
+_LEAVES = (Anchor, CentredSigmoid, ChannelAffine, FloatLayer, Grow, ResizeLike)
 
 
 class LayerTracer(fx.Tracer):
@@ -25,3 +25,8 @@ def trace(network: nn.Module) -> fx.GraphModule:
     """
     graph = LayerTracer().trace(network)
     return fx.GraphModule(network, graph, type(network).__name__)
+
+
+def trace_inside(layer: FloatLayer) -> fx.GraphModule:
+    """The steps of one float layer, which `trace` keeps whole."""
+    return fx.GraphModule(layer, LayerTracer().trace(layer), type(layer).__name__)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from srquant.networks.info import SRNetwork
 from srquant.progress import Progress
 from srquant.quantizers.folding import fold
 from srquant.quantizers.network import QuantizedNetwork
+from srquant.quantizers.weight_rounding import round_weights
 
 _JUDGES = 24
 """Crops that channels are equalised on, and that decide whether it helped."""
@@ -20,9 +22,10 @@ _JUDGES = 24
 def quantize_network(
     network: SRNetwork, quantization: QuantizationConfig, crops: Sequence[Tensor], progress: Progress
 ) -> QuantizedNetwork:
-    """Choose all grids of a network; with `equalize`, with and without equalised channels, and keep the better.
+    """Choose all grids and codes of a network.
 
-    The better one is nearer to the float network on some of the crops, by mean squared error.
+    With `equalize`, the grids are chosen with and without equalised channels, and those are kept that come nearer to
+    the float network on some of the crops, by mean squared error. Then the weights are rounded.
 
     Args:
         network: the float network; it is not changed.
@@ -33,12 +36,28 @@ def quantize_network(
     Raises:
         UserError: a layer cannot be quantised, or an activation is not finite.
     """
-    plain = _calibrated(QuantizedNetwork(network, quantization), crops, progress)
-    if not quantization.equalize:
-        return plain
+    chosen = _calibrated(QuantizedNetwork(network, quantization), crops, progress)
+    if quantization.equalize:
+        chosen = _nearer_of_two(network, chosen, crops, progress)
+    compensate(chosen, crops, progress)
+    return chosen
+
+
+def compensate(network: QuantizedNetwork, crops: Sequence[Tensor], progress: Progress) -> None:
+    """Round the weights of a calibrated network on crops, uint8 [1, C, H, W] each, where its settings want that."""
+    if network.quantization.weight_rounding == "compensated":
+        with _told("rounding weights", crops, 1, progress) as pictures:
+            round_weights(network.convolutions().values(), network, pictures())
+
+
+def _nearer_of_two(
+    network: SRNetwork, plain: QuantizedNetwork, crops: Sequence[Tensor], progress: Progress
+) -> QuantizedNetwork:
+    """The calibrated network, or one with equalised channels."""
     judges = [crop.float() for crop in crops[:: -(-len(crops) // _JUDGES)]]
-    equalized = _calibrated(QuantizedNetwork(network, quantization, equalized_on=judges), crops, progress)
-    reference = fold(network)
+    equalized = QuantizedNetwork(network, plain.quantization, equalized_on=judges)
+    _calibrated(equalized, crops, progress)
+    reference = fold(network.collapsed())
     with torch.inference_mode():
         wanted = [reference(crop).clamp(0, 255) for crop in judges]
         errors = [
@@ -50,15 +69,25 @@ def quantize_network(
 
 
 def _calibrated(network: QuantizedNetwork, crops: Sequence[Tensor], progress: Progress) -> QuantizedNetwork:
-    def told() -> Iterator[Tensor]:
+    passes = 1 if network.quantization.ranges == "minmax" else 2
+    with _told("calibrating", crops, passes, progress) as pictures:
+        network.calibrate(pictures)
+    return network.eval()
+
+
+@contextmanager
+def _told(
+    task: str, crops: Sequence[Tensor], passes: int, progress: Progress
+) -> Iterator[Callable[[], Iterator[Tensor]]]:
+    """A function that yields the crops as float32, of which the progress is told."""
+
+    def pictures() -> Iterator[Tensor]:
         for crop in crops:
             yield crop.float()
             progress.advance()
 
-    passes = 1 if network.quantization.ranges == "minmax" else 2
-    progress.start("calibrating", passes * len(crops))
+    progress.start(task, passes * len(crops))
     try:
-        network.calibrate(told)
+        yield pictures
     finally:
         progress.finish()
-    return network.eval()

@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 from srquant.errors import UserError
 from srquant.networks import NETWORKS
 from srquant.quantizers import grid as grids
+from srquant.quantizers.agreement import settle
 from srquant.quantizers.folding import batch_norm_affine, module_of, sole_user
 from srquant.quantizers.gating import GatedQuantizer
 from srquant.quantizers.layers import LayerCodes, QuantConv2d
@@ -36,6 +37,8 @@ def deploy(trained: QuantizedNetwork) -> QuantizedNetwork:
     deployed.method, deployed.training_facts = trained.method, trained.training_facts
     for name, quantizer in quantizers.items():
         deployed.put_quantizer(name, quantizer)
+    if not trained.quantization.exact:
+        settle(deployed.graph)
     layers, norms = trained.convolutions(), _batch_norms(trained.graph)
     for name, layer in deployed.convolutions().items():
         layer.restore(_codes(layers[name], norms.get(name), layer.input_scale))

@@ -1,8 +1,8 @@
 """From a traced network to one with quantisers: where each tensor is rounded, by the placement's rule.
 
-A tensor is rounded once, where it is made: behind a convolution (with the batch normalisation and the ReLU that
-follow it), an activation, an addition, a multiplication or a concatenation. Pixel shuffles, slices and repetitions
-only move codes.
+A tensor is rounded once, where it is made: behind a convolution or an addition (with the batch normalisation and the
+clip that follow it), an activation, a multiplication or a concatenation. Pixel shuffles, slices and repetitions only
+move codes. A clip that is to stay is rounded to the grid of the tensor before it, and then to its own.
 
 Deployed, all parts of a concatenation share its grid; a part that is also used elsewhere is rounded again on its
 way in. In training one quantiser stands behind the concatenation instead, which computes the same values and sees
@@ -12,24 +12,29 @@ the whole tensor.
 from __future__ import annotations
 
 import operator
+from dataclasses import replace
 
 import torch
 from torch import fx, nn
 
 from srquant.config import QuantizationConfig
 from srquant.errors import UserError
-from srquant.networks.layers import ContrastAttention
+from srquant.networks.layers import CentredSigmoid, FloatLayer
 from srquant.quantizers.grid import IMAGE_GRID, Grid
-from srquant.quantizers.layers import ActivationQuantizer, QuantConv2d
+from srquant.quantizers.layers import ActivationQuantizer, KeptClip, QuantConv2d
 from srquant.quantizers.placement import PlacementReport, get_placement, matches
-from srquant.quantizers.structure import Structure
+from srquant.quantizers.structure import LOOKUPS, Structure, saturates
 
 ATTENTION_GRID = Grid(scale=1 / 256, zero_point=0, maximum_code=255)
 """Sigmoid outputs: 0..255/256 in powers of two."""
 
+CENTRED_GRID = replace(ATTENTION_GRID, zero_point=128)
+"""Sigmoid outputs less 1/2: the same codes."""
+
 _REST_BITS = 8
-_IN_FLOAT = (nn.PReLU, nn.LeakyReLU, ContrastAttention)
+_IN_FLOAT = (nn.PReLU, nn.LeakyReLU, FloatLayer)
 """Layers whose arithmetic between two grids is float32: the placement says so."""
+_KNOWN = (nn.Conv2d, nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Hardtanh, nn.PixelShuffle)
 
 
 def insert_quantizers(
@@ -94,6 +99,9 @@ class _Inserter(Structure):
         picture = self.origin(output.args[0])
         for node in made:
             self.round_at(node, is_picture=node is picture)
+        for node in made:
+            if isinstance(self.module(node), KeptClip):
+                self.round_again(node)
         for conv in convs:
             if self.layout and matches(str(conv.target), self.layout.block_inputs):
                 self.round_block_input(conv)
@@ -117,18 +125,17 @@ class _Inserter(Structure):
         if node.op == "placeholder" or node.target is torch.cat:
             return True
         module = self.module(node)
-        if isinstance(module, nn.Conv2d) or self.is_scaling(node):
+        computed = isinstance(module, nn.Conv2d) or node.target in (operator.add, operator.mul) or self.is_scaling(node)
+        if computed or self.is_lookup(node):
             return not self.goes_on(node)
-        if isinstance(module, nn.ReLU):
-            source = node.all_input_nodes[0]
-            if self.convolution_of(source) is not None and len(source.users) == 1:
-                return True
-            raise UserError(f"the ReLU '{node.name}' does not follow a convolution, which has no integer form yet")
-        known = node.target in (operator.add, operator.mul)
-        if known or self.rest == "float" or isinstance(module, _IN_FLOAT):
+        if isinstance(module, (*_IN_FLOAT, KeptClip)) or saturates(module) or self.rest == "float":
             return True
         kind = type(module).__name__ if module else f"operation {getattr(node.target, '__name__', node.target)}"
-        raise UserError(f"the layer '{node.name}' ({kind}) has no integer form and no placement entry")
+        known = ", ".join(sorted(kind.__name__ for kind in (*_KNOWN, *LOOKUPS)))
+        raise UserError(
+            f"the layer '{node.name}' ({kind}) has no integer form; write the network with additions, products, "
+            f"torch.cat, torch.split and {known}"
+        )
 
     def round_at(self, node: fx.Node, *, is_picture: bool) -> None:
         low = self.is_low_tensor(node)
@@ -136,14 +143,25 @@ class _Inserter(Structure):
             return
         if node.op == "placeholder" or is_picture:
             quantizer = ActivationQuantizer(8, IMAGE_GRID)
-        elif isinstance(self.module(node), ContrastAttention):
-            quantizer = ActivationQuantizer(8, ATTENTION_GRID)
         else:
-            quantizer = ActivationQuantizer(self.activation_bits if low else _REST_BITS, low_bit=low)
+            quantizer = self.quantizer_behind(node, low=low)
         module = self.module(node)
         if isinstance(module, _IN_FLOAT):
             self.in_float[node.name] = type(module).__name__
         self.add_quantizer(node, self.label(node), quantizer)
+
+    def quantizer_behind(self, node: fx.Node, *, low: bool) -> ActivationQuantizer:
+        """Attentions have a fixed grid; anything else gets one later, of the requested bits or 8."""
+        if isinstance(self.module(node), CentredSigmoid):
+            return ActivationQuantizer(8, CENTRED_GRID)
+        if self.is_attention(node):
+            return ActivationQuantizer(8, ATTENTION_GRID)
+        return ActivationQuantizer(self.activation_bits if low else _REST_BITS, low_bit=low)
+
+    def is_attention(self, node: fx.Node) -> bool:
+        """Whether the tensor made here is weights in 0..1 or -1/2..1/2, which are never low-bit."""
+        module = self.module(node)
+        return isinstance(module, nn.Sigmoid | CentredSigmoid) or (isinstance(module, FloatLayer) and module.attention)
 
     def label(self, node: fx.Node) -> str:
         """A tensor's name: a convolution's own, whatever affine layers stand behind it."""
@@ -154,7 +172,7 @@ class _Inserter(Structure):
 
     def is_low_tensor(self, node: fx.Node) -> bool:
         """By the placement's word for every tensor, or the layout's, or because low-bit convolutions alone read it."""
-        if isinstance(self.module(node), ContrastAttention):
+        if self.is_attention(node):
             return False
         if self.placement.low_bit_stream:
             return True
@@ -178,6 +196,15 @@ class _Inserter(Structure):
         self.activations[name] = quantizer.bits
         with self.graph.inserting_after(node):
             return self.graph.call_module(target, (node,))
+
+    def round_again(self, clip: fx.Node) -> None:
+        """Put the result of a kept clip on the grid of what it clips; what is behind rounds it to its own."""
+        before = self.origin(clip.args[0])
+        if not isinstance(self.module(before), ActivationQuantizer):
+            return
+        with self.graph.inserting_after(clip):
+            rounded = self.graph.call_module(str(before.target), (clip,))
+        clip.replace_all_uses_with(rounded, delete_user_cb=lambda user: user is not rounded)
 
     def round_block_input(self, conv: fx.Node) -> None:
         """Let a whole block, its first addition included, read its input rounded to the requested bits."""

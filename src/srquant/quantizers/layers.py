@@ -101,6 +101,10 @@ class InputShift(nn.Module):
         return values - self.code
 
 
+class KeptClip(nn.Hardtanh):
+    """A clip that stays an operation of its own: the tensor before it has a grid of its own values."""
+
+
 @dataclass(frozen=True, eq=False)
 class LayerCodes:
     """A frozen convolution as whole numbers.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -13,14 +13,16 @@ from srquant.config import QuantizationConfig
 from srquant.errors import UserError
 from srquant.networks.cost import halo
 from srquant.networks.info import NetworkInfo, SRNetwork
-from srquant.quantizers.equalization import equalize
+from srquant.quantizers.agreement import settle
+from srquant.quantizers.clipping import calibrate_output
+from srquant.quantizers.equalization import ChannelFactors, equalizing_factors, rescale
 from srquant.quantizers.folding import fold, in_pixel_units
 from srquant.quantizers.gating import GatedQuantizer
-from srquant.quantizers.grid import grid_from_range
+from srquant.quantizers.grid import IMAGE_GRID, grid_from_range
 from srquant.quantizers.insertion import insert_quantizers
 from srquant.quantizers.layers import ActivationQuantizer, QuantConv2d
 from srquant.quantizers.placement import PlacementReport
-from srquant.quantizers.ranges import RangeObserver
+from srquant.quantizers.ranges import Range, RangeObserver, check_ranges
 from srquant.quantizers.structure import Structure
 
 Calibration = dict[str, Any]
@@ -36,6 +38,7 @@ class QuantizedNetwork(nn.Module):
         network: the float network; it is not changed.
         quantization: how to quantise it.
         equalized_on: crops as `calibrate` takes them; the channels are equalised on them first.
+        channel_factors: of another network that was `equalized_on` crops, to be equalised alike.
         trainable: keep batch normalisation, and concatenations whole.
         gated: names of tensors that get a grid per picture, by a `GatedQuantizer`.
 
@@ -47,6 +50,8 @@ class QuantizedNetwork(nn.Module):
         method: name of what chose the grids, as files tell it.
         training_facts: how it was trained (plain data); empty for post-training quantisation.
         calibration: which pictures the ranges came from (plain data).
+        ranges: what `calibrate` or `use_ranges` chose grids from, by tensor; empty where neither did.
+        channel_factors: what equalisation divided the channels of each convolution by; empty where it did not.
         equalized: whether equalised channels were kept; see `srquant.quantizers.calibration`.
         halo: receptive-field radius in low-resolution pixels; None for a network with global operations.
         features_at: name of the convolution whose input is the feature map before the upsampler; the float
@@ -54,7 +59,8 @@ class QuantizedNetwork(nn.Module):
         graph: the traced network with quantisers.
 
     Raises:
-        UserError: a layer cannot be quantised; or rest "float" for a network that is not to be trained.
+        UserError: a layer cannot be quantised; rest "float" for a network that is not to be trained; or a kept clip
+            or calibrated output for one that is.
     """
 
     def __init__(
@@ -63,27 +69,39 @@ class QuantizedNetwork(nn.Module):
         quantization: QuantizationConfig,
         *,
         equalized_on: Sequence[Tensor] = (),
+        channel_factors: ChannelFactors | None = None,
         trainable: bool = False,
         gated: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__()
         if quantization.rest == "float" and not trainable:
             raise UserError("rest = 'float' is a simulation for training; a network that runs as integers has 'int8'")
+        keep_clip, own_output = quantization.clip == "keep", quantization.output_range == "calibrated"
+        if trainable and (keep_clip or own_output):
+            given = "clip = 'keep'" if keep_clip else "output_range = 'calibrated'"
+            raise UserError(f"{given} is for calibration only; training has clip = 'fold' and output_range = 'picture'")
+        network = network.collapsed()
         self.info: NetworkInfo = network.info
         self.network_config: dict[str, Any] = asdict(network.config)
         self.quantization = quantization
         self.method = "post-training"
         self.training_facts: dict[str, Any] = {}
         self.calibration: Calibration = {}
+        self.ranges: dict[str, Range] = {}
         self.equalized = False
         unfolded = quantization.rest == "float"
-        self.graph: fx.GraphModule = in_pixel_units(network) if unfolded else fold(network, keep_batch_norm=trainable)
-        if equalized_on:
-            equalize(self.graph, equalized_on)
+        self.graph: fx.GraphModule = (
+            in_pixel_units(network) if unfolded else fold(network, keep_batch_norm=trainable, keep_clip=keep_clip)
+        )
+        self.channel_factors = channel_factors or (equalizing_factors(self.graph, equalized_on) if equalized_on else {})
+        rescale(self.graph, self.channel_factors)
         self.features_at = Structure(self.graph).first_tail_convolution()
         self.placement: PlacementReport = insert_quantizers(
             self.graph, network.info.name, quantization, trainable=trainable, gated=gated
         )
+        if own_output:
+            bits = {**self.placement.activation_bits, calibrate_output(self.graph): IMAGE_GRID.bits}
+            self.placement = replace(self.placement, activation_bits=bits)
         self.halo = None if gated else halo(network)
         self.eval()
         if trainable:
@@ -145,7 +163,7 @@ class QuantizedNetwork(nn.Module):
         Args:
             crops: called twice; yields float32 [1,C,H,W], pixel values 0..255.
         """
-        free = {name: q for name, q in self.activation_quantizers().items() if not q.fixed}
+        free = self._free_quantizers()
         for quantizer in free.values():
             quantizer.grid, quantizer.observer = None, RangeObserver()
         for convolution in self.convolutions().values():
@@ -158,15 +176,37 @@ class QuantizedNetwork(nn.Module):
                     quantizer.observer.phase = phase
                 for crop in crops():
                     self(crop)
-        for quantizer in free.values():
+        found: dict[str, Range] = {}
+        for name, quantizer in free.items():
             assert quantizer.observer is not None
-            lower, upper = quantizer.observer.range(
+            found[name] = quantizer.observer.range(
                 self.quantization.ranges, quantizer.bits, self.quantization.percentile
             )
-            quantizer.grid = grid_from_range(lower, upper, quantizer.bits, exact=self.quantization.exact)
             quantizer.observer = None
+        self.use_ranges(found)
+
+    def use_ranges(self, ranges: Mapping[str, Range]) -> None:
+        """Choose all grids from given ranges, and with them the codes of the convolutions.
+
+        Args:
+            ranges: lower and upper end of every tensor whose grid is not fixed, by name.
+
+        Raises:
+            UserError: a tensor is unknown or missing, or a range is not finite or ends before it starts.
+        """
+        free = self._free_quantizers()
+        check_ranges(ranges, free, self.activation_quantizers())
+        self.ranges = {name: ranges[name] for name in free}
+        for name, quantizer in free.items():
+            quantizer.grid = grid_from_range(*ranges[name], quantizer.bits, exact=self.quantization.exact)
+        if not self.quantization.exact:
+            settle(self.graph)
         for convolution in self.convolutions().values():
             convolution.freeze(exact=self.quantization.exact)
+
+    def _free_quantizers(self) -> dict[str, ActivationQuantizer]:
+        """The quantisers whose grid is to be chosen."""
+        return {name: q for name, q in self.activation_quantizers().items() if not q.fixed}
 
     def storage_bytes(self) -> int:
         """Bytes of the packed weight codes, bias codes and steps: the true size of the network."""

@@ -6,6 +6,7 @@ is bounded by the histogram, and the same values in the same order give the same
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 import numpy as np
@@ -13,9 +14,36 @@ import torch
 from torch import Tensor
 
 from srquant.config import RangeMethod
-from srquant.errors import UserError
+from srquant.errors import UserError, unknown
 
 _BINS = 4096
+
+Range = tuple[float, float]
+"""Lower and upper end of the interval that a grid is made for."""
+
+
+def check_ranges(ranges: Mapping[str, Range], free: Collection[str], known: Collection[str]) -> None:
+    """Refuse ranges that do not fit the tensors of a network.
+
+    Args:
+        ranges: lower and upper end by tensor.
+        free: the tensors that need one.
+        known: all tensors, those with a fixed grid too.
+
+    Raises:
+        UserError: the first tensor that is unknown, fixed or missing, or whose range is no interval.
+    """
+    for name, (lower, upper) in ranges.items():
+        if name not in known:
+            raise unknown("tensor", name, known)
+        if name not in free:
+            raise UserError(f"the grid of '{name}' is fixed: it has no range to choose")
+        if not (np.isfinite(lower) and np.isfinite(upper) and lower <= upper):
+            raise UserError(f"the range of '{name}' is {lower}..{upper}; allowed: finite, lower end first")
+    missing = [name for name in free if name not in ranges]
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise UserError(f"the range of '{missing[0]}'{more} is missing")
 
 
 class RangeObserver:
@@ -43,7 +71,7 @@ class RangeObserver:
             counts = torch.histc(values.detach(), bins=_BINS, min=self.lower, max=self.upper)
             self.counts += counts.numpy().astype(np.int64)
 
-    def range(self, method: RangeMethod, bits: int, percentile: float) -> tuple[float, float]:
+    def range(self, method: RangeMethod, bits: int, percentile: float) -> Range:
         """The interval to represent, by min-max, by percentile or by least squared error."""
         if method == "minmax" or self.lower == self.upper:
             return self.lower, self.upper
@@ -51,7 +79,7 @@ class RangeObserver:
             return self._percentile(percentile)
         return self._least_squared_error(bits)
 
-    def _percentile(self, percentile: float) -> tuple[float, float]:
+    def _percentile(self, percentile: float) -> Range:
         """The interval that leaves (100 - percentile)/2 per cent of the values outside on either side.
 
         A side that ends at zero (after a ReLU) is not cut.
@@ -63,7 +91,7 @@ class RangeObserver:
         upper = edges[np.searchsorted(share, 1 - tail, side="left") + 1] if self.upper > 0 else self.upper
         return float(lower), float(upper)
 
-    def _least_squared_error(self, bits: int) -> tuple[float, float]:
+    def _least_squared_error(self, bits: int) -> Range:
         """Shrink one end at a time, as long as the expected squared error of rounding and clipping falls."""
         centres = self.lower + (np.arange(_BINS) + 0.5) * (self.upper - self.lower) / _BINS
         occupied = self.counts > 0

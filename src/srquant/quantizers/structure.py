@@ -7,12 +7,25 @@ import operator
 import torch
 from torch import fx, nn
 
-from srquant.networks.layers import Anchor, ChannelAffine, ContrastAttention
+from srquant.networks.layers import Anchor, CentredSigmoid, ChannelAffine, FloatLayer
 from srquant.quantizers.folding import module_of, sole_user
-from srquant.quantizers.layers import InputShift
+from srquant.quantizers.layers import InputShift, KeptClip
 from srquant.quantizers.placement import Stage
 
+LOOKUPS: dict[type[nn.Module], str] = {
+    nn.Sigmoid: "sigmoid",
+    CentredSigmoid: "centred sigmoid",
+    nn.Tanh: "tanh",
+    nn.SiLU: "silu",
+}
+"""Functions of a single number, computed by a table of all codes, and their names."""
+
 _MOVES = (nn.PixelShuffle, Anchor, InputShift)
+
+
+def saturates(module: nn.Module | None) -> bool:
+    """Whether a layer is a clip that the codes of the tensor before it may take over: a ReLU or an nn.Hardtanh."""
+    return isinstance(module, nn.ReLU | nn.Hardtanh) and not isinstance(module, KeptClip)
 
 
 class Structure:
@@ -58,16 +71,23 @@ class Structure:
             return True
         return node.target is operator.mul and len(node.all_input_nodes) == 1
 
+    def is_lookup(self, node: fx.Node) -> bool:
+        """Whether the node is a function of a single number; see `LOOKUPS`."""
+        return type(self.module(node)) in LOOKUPS
+
     def convolution_of(self, node: fx.Node) -> fx.Node | None:
-        """The convolution whose result `node` is, looking back through affine layers and a ReLU; else None."""
-        while self.is_scaling(node) or isinstance(self.module(node), nn.ReLU):
+        """The convolution whose result `node` is, looking back through affine layers and a clip; else None."""
+        while self.is_scaling(node) or saturates(self.module(node)):
             node = node.all_input_nodes[0]
         return node if isinstance(self.module(node), nn.Conv2d) else None
 
     def goes_on(self, node: fx.Node) -> bool:
-        """Whether the only reader is an affine layer or a ReLU that finishes this tensor."""
+        """Whether the only reader finishes this tensor: an affine layer, or a clip behind anything but a function."""
         reader = sole_user(node)
-        return reader is not None and (self.is_scaling(reader) or isinstance(self.module(reader), nn.ReLU))
+        if reader is None:
+            return False
+        sums = node.op == "call_function" and not self.is_scaling(node)
+        return (self.is_scaling(reader) and not sums) or (saturates(self.module(reader)) and not self.is_lookup(node))
 
     def stage(self, conv: fx.Node) -> Stage:
         """Head, body or tail; see `srquant.quantizers.placement`."""
@@ -92,7 +112,7 @@ class Structure:
                 after.add(node)
         for node in reversed(self.graph.nodes):
             module = self.module(node)
-            stops = isinstance(module, nn.Conv2d | ContrastAttention)
+            stops = isinstance(module, nn.Conv2d | FloatLayer)
             if isinstance(module, nn.PixelShuffle) or (node in before and not stops):
                 before.update(node.all_input_nodes)
         return before, after

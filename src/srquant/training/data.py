@@ -18,6 +18,7 @@ from torch import Tensor
 from srquant.config import TrainingConfig
 from srquant.errors import UserError
 from srquant.imaging import find_pictures
+from srquant.imaging.colour import seen_by
 from srquant.imaging.resize import check_scale
 from srquant.progress import Progress, Silent
 from srquant.training.cache import Entry, PictureCache, Pixels, UnreadablePictureError, default_folder
@@ -28,7 +29,7 @@ _AHEAD = 2
 
 
 class Batch(NamedTuple):
-    """Paired patches: uint8 [B,p,p,3] and [B,s*p,s*p,3]."""
+    """Paired patches: uint8 [B,p,p,C] and [B,s*p,s*p,C], C as the network takes."""
 
     low: Tensor
     high: Tensor
@@ -44,6 +45,7 @@ class TrainingData:
         folders: HR pictures, or folders that hold them under `HR/`.
         scale: enlargement; LR is made by the protocol's bicubic.
         config: patch, batch, seed, and what to do about unreadable pictures.
+        channels: of the network: 3, or 1 for the luma of the same patches.
         cache: folder of decoded pictures; default `~/.cache/srquant/pictures`.
         progress: told while pictures are decoded, and of pictures left out.
 
@@ -63,11 +65,13 @@ class TrainingData:
         scale: int,
         config: TrainingConfig,
         *,
+        channels: int = 3,
         cache: Path | None = None,
         progress: Progress | None = None,
     ) -> None:
         check_scale(scale)
         self.scale, self.config = scale, config
+        self._channels = channels
         self._progress = progress or Silent()
         self._cache = PictureCache(cache or default_folder(), scale)
         self._maps: dict[int, tuple[Pixels, Pixels]] = {}
@@ -92,10 +96,10 @@ class TrainingData:
         """
         patch = self.config.patch
         places = range(self.config.batch) if places is None else places
-        low = np.empty((len(places), patch, patch, 3), np.uint8)
-        high = np.empty((len(places), patch * self.scale, patch * self.scale, 3), np.uint8)
+        low = np.empty((len(places), patch, patch, self._channels), np.uint8)
+        high = np.empty((len(places), patch * self.scale, patch * self.scale, self._channels), np.uint8)
         for row, place in enumerate(places):
-            low[row], high[row] = self._patch(step, place)
+            low[row], high[row] = (seen_by(self._channels, part) for part in self._patch(step, place))
         return Batch(torch.from_numpy(low), torch.from_numpy(high))
 
     @contextmanager

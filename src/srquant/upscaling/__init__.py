@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from srquant.upscaling.colour import upscale_rgb
 from srquant.upscaling.files import upscale_path
 from srquant.upscaling.picture import count_runs, upscale_picture
 from srquant.upscaling.tiles import Tile, check_tile, count_tiles, upscale_pixels
@@ -14,4 +15,5 @@ __all__ = [
     "upscale_path",
     "upscale_picture",
     "upscale_pixels",
+    "upscale_rgb",
 ]

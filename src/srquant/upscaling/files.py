@@ -13,8 +13,9 @@ from srquant.engines.base import Engine
 from srquant.errors import UserError, unknown
 from srquant.imaging import PICTURE_SUFFIXES, Picture, find_pictures, read_picture, write_picture
 from srquant.progress import Progress, Silent
-from srquant.upscaling.picture import check_engine, count_runs, upscale_picture
-from srquant.upscaling.tiles import Tile, check_tile
+from srquant.upscaling.colour import check_engine
+from srquant.upscaling.picture import count_runs, upscale_picture
+from srquant.upscaling.tiles import Tile, check_tile, is_mirrored
 
 _FIELDS = ("name", "scale", "suffix")
 
@@ -49,7 +50,7 @@ def upscale_path(
     stopped. Every file appears whole or not at all.
 
     Args:
-        engine: runs a network for RGB.
+        engine: runs a network for RGB or for luma.
         source: a picture or a folder.
         target: a file with a picture suffix, or a folder.
         tile: see `upscale_pixels`.
@@ -126,6 +127,8 @@ def _upscale_file(
     writing: _Writing,
     progress: Progress,
 ) -> None:
+    if is_mirrored(engine, *picture.rgb.shape[:2]):
+        progress.warn(f"{name}: smaller than the engine's shape, so mirrored at the right or the bottom")
     progress.start(name, count_runs(engine, picture, tile))
     try:
         enlarged = upscale_picture(engine, picture, tile, progress.advance)

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from srquant.engines.base import Engine, Pixels
-from srquant.errors import UserError
 from srquant.imaging import Picture
+from srquant.upscaling.colour import check_engine, upscale_rgb
 from srquant.upscaling.tiles import Tile, count_tiles, upscale_pixels
 
 _LUMA = (299, 587, 114)
@@ -19,20 +19,6 @@ _MEAN = (1, 1, 1)
 
 _BLEED = 16
 """How many pixels the colours of visible parts reach into fully transparent ones; beyond lies their mean."""
-
-
-def check_engine(engine: Engine) -> None:
-    """Refuse an engine whose network does not take colour.
-
-    Raises:
-        UserError: it takes another number of channels than 3.
-    """
-    channels = engine.info.channels
-    if channels != 3:
-        raise UserError(
-            f"'{engine.info.name}' takes pictures of {channels} channel{'s' * (channels > 1)}; "
-            "only networks for RGB are supported yet"
-        )
 
 
 def count_runs(engine: Engine, picture: Picture, tile: Tile = "auto") -> int:
@@ -54,10 +40,10 @@ def upscale_picture(
     Alpha is enlarged by the same network, as a grey picture; where it is the same all around a pixel it stays
     as it is, so that what was opaque does not become faintly transparent. Before that, the colours of fully
     transparent pixels are replaced by those of their visible neighbours: no dark fringe appears. A grey picture
-    stays grey, by the luma (BT.601) of the result.
+    stays grey: a network for luma takes it as it is, of one for RGB the luma (BT.601) of the result is taken.
 
     Args:
-        engine: runs a network for RGB.
+        engine: runs a network for RGB or for luma; see `srquant.upscaling.colour`.
         picture: [H,W] pixels.
         tile: see `upscale_pixels`.
         advance: called after each tile, `count_runs` times in all.
@@ -66,17 +52,17 @@ def upscale_picture(
         The picture of [scale*H, scale*W] pixels, with the ICC profile and EXIF of `picture`.
 
     Raises:
-        UserError: the network takes another number of channels than 3, or `tile` is none that it can be run with.
+        UserError: the network takes another number of channels than 3 or 1, or `tile` is none that it can be run with.
     """
     check_engine(engine)
     rgb, alpha = picture.rgb, None
     if picture.alpha is not None:
         rgb = bleed(rgb, picture.alpha)
     if picture.grey:
-        luma = upscale_pixels(_GreyEngine(engine, _LUMA), rgb[..., :1], tile, advance)
+        luma = upscale_pixels(_grey(engine, _LUMA), rgb[..., :1], tile, advance)
         enlarged = np.repeat(luma, 3, axis=2)
     else:
-        enlarged = upscale_pixels(engine, rgb, tile, advance)
+        enlarged = upscale_rgb(engine, rgb, tile, advance)
     if picture.alpha is not None:
         alpha = _upscale_alpha(engine, picture.alpha, tile, advance)
     return replace(picture, rgb=enlarged, alpha=alpha)
@@ -120,7 +106,7 @@ def _upscale_alpha(engine: Engine, alpha: Pixels, tile: Tile, advance: Callable[
     scale = engine.info.scale
     if _constant(alpha):
         return np.full((alpha.shape[0] * scale, alpha.shape[1] * scale), alpha[0, 0], np.uint8)
-    enlarged = upscale_pixels(_GreyEngine(engine, _MEAN), alpha[..., None], tile, advance)[..., 0]
+    enlarged = upscale_pixels(_grey(engine, _MEAN), alpha[..., None], tile, advance)[..., 0]
     return np.where(_repeated(_flat(alpha), scale), _repeated(alpha, scale), enlarged)
 
 
@@ -143,6 +129,11 @@ def _repeated(values: np.ndarray, scale: int) -> np.ndarray:
     return values.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
+def _grey(engine: Engine, weights: tuple[int, int, int]) -> Engine:
+    """The engine as one for a single channel."""
+    return engine if engine.info.channels == 1 else _GreyEngine(engine, weights)
+
+
 class _GreyEngine:
     """A network for RGB as one for grey: takes uint8 [H,W,1], gives a weighted mean of the result's channels."""
 
@@ -150,6 +141,7 @@ class _GreyEngine:
         self.name = engine.name
         self.info = replace(engine.info, channels=1)
         self.halo = engine.halo
+        self.shape = engine.shape
         self._engine = engine
         self._weights = np.array(weights, np.uint32)
 

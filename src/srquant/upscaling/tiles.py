@@ -3,6 +3,10 @@
 Every piece is run together with a halo of real neighbours, as wide as the network looks, and cropped afterwards.
 At the picture's edge the piece ends where the picture ends, so that the network's own padding acts as on the
 whole picture. Memory follows the tile, not the picture; only the result grows with it.
+
+An engine of a fixed shape, such as a LiteRT file, gets windows of just that shape. A picture that is smaller is
+mirrored up to it and the result cropped: its last `halo` rows or columns then see mirrored neighbours where they
+would have seen the network's own padding.
 """
 
 from __future__ import annotations
@@ -45,8 +49,10 @@ def check_tile(engine: Engine, tile: Tile) -> None:
 
     Raises:
         UserError: `tile` is neither a whole number above 0, "auto" nor None, or it is a number and the network
-            looks at the whole picture.
+            looks at the whole picture, or it is a number and the engine takes one shape only.
     """
+    if engine.shape is not None and not (tile is None or tile == "auto"):
+        raise UserError(f"'{engine.name}' takes tiles of {_size(engine.shape)} only: tile has to be 'auto'")
     if tile is None or (isinstance(tile, str) and tile == "auto"):
         return
     if isinstance(tile, bool) or not isinstance(tile, (int, np.integer)) or tile < 1:
@@ -77,14 +83,16 @@ def upscale_pixels(
         engine: runs the model.
         picture: uint8 [H,W,C], 0..255, C as the engine takes.
         tile: largest side of a tile; the tiles of a picture have one size, so that a runtime plans it once.
-            "auto" runs small pictures, and networks that look at the whole picture, in one piece.
+            "auto" runs small pictures, and networks that look at the whole picture, in one piece; an engine of a
+            fixed shape gets windows of that.
         advance: called after each tile.
 
     Returns:
         uint8 [scale*H, scale*W, C].
 
     Raises:
-        UserError: as `check_tile`, or `picture` is no such array.
+        UserError: as `check_tile`, `picture` is no such array, or it has not the shape that an engine needs whose
+            network looks at the whole picture.
     """
     channels = engine.info.channels
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.size == 0 or picture.shape[2] != channels:
@@ -92,7 +100,7 @@ def upscale_pixels(
     height, width = picture.shape[:2]
     scale = engine.info.scale
     rows, columns = _plan(engine, height, width, tile)
-    padded = _padded(picture, engine.info.size_multiple)
+    padded = _padded(picture, engine)
     result = np.empty((height * scale, width * scale, channels), np.uint8)
     for row in rows:
         for column in columns:
@@ -108,12 +116,54 @@ def upscale_pixels(
 def _plan(engine: Engine, height: int, width: int, tile: Tile) -> tuple[list[_Span], list[_Span]]:
     """The pieces of the rows and of the columns."""
     check_tile(engine, tile)
+    if engine.shape is not None:
+        return _fixed_plan(engine, engine.shape, height, width)
     side = _automatic(engine, height, width) if tile == "auto" else tile
     multiple, halo = engine.info.size_multiple, engine.halo or 0
     return (
         list(_spans(height, side or height, halo, multiple)),
         list(_spans(width, side or width, halo, multiple)),
     )
+
+
+def is_mirrored(engine: Engine, height: int, width: int) -> bool:
+    """Whether a picture is smaller than the one shape that an engine takes, and so is mirrored up to it."""
+    return engine.shape is not None and (height < engine.shape[0] or width < engine.shape[1])
+
+
+def _fixed_plan(engine: Engine, shape: tuple[int, int], height: int, width: int) -> tuple[list[_Span], list[_Span]]:
+    """The pieces of an engine that takes windows of one shape."""
+    if engine.halo is None and (height, width) != shape:
+        raise UserError(
+            f"'{engine.info.name}' looks at the whole picture, and this file takes {_size(shape)} only; "
+            f"export it with --shape {_size((height, width))}"
+        )
+    multiple = engine.info.size_multiple
+    margin = _rounded_up(engine.halo or 0, multiple)
+    plans = []
+    for length, window in zip((height, width), shape, strict=True):
+        if length > window and window <= 2 * margin:
+            raise UserError(
+                f"windows of {_size(shape)} are all halo, {margin} pixels on every side; "
+                f"export '{engine.info.name}' with a --shape of more than {2 * margin} pixels"
+            )
+        plans.append(list(_fixed_spans(length, window, margin, multiple)))
+    return plans[0], plans[1]
+
+
+def _fixed_spans(length: int, window: int, margin: int, multiple: int) -> Iterator[_Span]:
+    """Cut one axis into pieces whose windows have one given length and stay inside the picture where it is longer."""
+    end = max(_rounded_up(length, multiple), window)
+    start = 0
+    while start < length:
+        first = 0 if start == 0 else min(start - margin, end - window)
+        stop = length if first + window >= end else first + window - margin
+        yield _Span(start, stop, first, first + window)
+        start = stop
+
+
+def _size(shape: tuple[int, int]) -> str:
+    return f"{shape[0]}x{shape[1]}"
 
 
 def _automatic(engine: Engine, height: int, width: int) -> int | None:
@@ -143,11 +193,17 @@ def _rounded_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def _padded(picture: Pixels, multiple: int) -> Pixels:
-    """The picture with its last row and column repeated up to the sizes that the network takes."""
+def _padded(picture: Pixels, engine: Engine) -> Pixels:
+    """The picture, its last row and column repeated up to the sizes that the network takes, then mirrored."""
     height, width = picture.shape[:2]
-    bottom, right = -height % multiple, -width % multiple
-    return np.pad(picture, ((0, bottom), (0, right), (0, 0)), mode="edge") if bottom or right else picture
+    multiple, (least_height, least_width) = engine.info.size_multiple, engine.shape or (0, 0)
+    picture = _grown(picture, -height % multiple, -width % multiple, "edge")
+    height, width = picture.shape[:2]
+    return _grown(picture, max(least_height - height, 0), max(least_width - width, 0), "symmetric")
+
+
+def _grown(picture: Pixels, bottom: int, right: int, mode: Literal["edge", "symmetric"]) -> Pixels:
+    return np.pad(picture, ((0, bottom), (0, right), (0, 0)), mode=mode) if bottom or right else picture
 
 
 def _scaled(span: _Span, scale: int) -> slice:

@@ -1,0 +1,54 @@
+"""The command that writes exported files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from srquant.cli import output
+from srquant.cli.commands import ModelArgument
+from srquant.errors import UserError, unknown
+
+
+def export(
+    model: ModelArgument,
+    target: Annotated[Path, typer.Option("-o", "--output", help="File to write: .onnx, .xml or .tflite.")],
+    to: Annotated[str | None, typer.Option(help="onnx, openvino or litert; by default as the suffix tells.")] = None,
+    shape: Annotated[
+        str | None, typer.Option(help="Of .tflite: HxW of the low-resolution pictures; by default a square tile.")
+    ] = None,
+    io: Annotated[str, typer.Option(help="Of .tflite: pictures as uint8 or int8.")] = "uint8",
+    allow_float: Annotated[
+        bool, typer.Option("--allow-float", help="Of .tflite: write what has no integer form in float32.")
+    ] = False,
+) -> None:
+    """Write a network as an ONNX file, an OpenVINO model or a LiteRT (TFLite) file."""
+    size = None if shape is None else _size(shape)
+    if io not in ("uint8", "int8"):
+        raise unknown("kind of pictures", io, ("uint8", "int8"))
+    from srquant import jobs
+
+    form = jobs.check_format(target, to)
+    jobs.export(model, target, form, shape=size, io="int8" if io == "int8" else "uint8", allow_float=allow_float)
+    told = [("wrote", f"{target} ({target.stat().st_size / 1000:.0f} kB)")]
+    if form == "litert":
+        told += _told_by(target)
+    output.pairs(told)
+
+
+def _told_by(target: Path) -> list[tuple[str, str]]:
+    """What a LiteRT file says about its pictures and its equality with the reference."""
+    from srquant.engines.exported import read_exported
+    from srquant.evaluation.description import litert_facts
+
+    return litert_facts(read_exported(target).description)
+
+
+def _size(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    if found is None:
+        raise UserError(f"shape '{text}': expected HEIGHTxWIDTH of the low-resolution picture, such as 360x640")
+    return int(found[1]), int(found[2])
