@@ -62,6 +62,8 @@ class PlainUSRConfig(NetworkConfig):
 class ImportanceAttention(nn.Module):
     """x times its pooled importance times the gate of its first channel; [N, C, H, W] to the same shape.
 
+    The two factors, both in 0..1, are multiplied first: rounded, their product disturbs less than a part of x would.
+
     Args:
         channels: C, at least 2.
         squeezed: channels of the pooled map; None for one convolution at full resolution instead, as in U and T.
@@ -81,7 +83,7 @@ class ImportanceAttention(nn.Module):
         """Run the layer."""
         gate = self.gate(torch.split(x, self.parts, dim=1)[0])
         importance = self.body(self.body.get_submodule("0")(x)) if self.pooled else self.body(x)
-        return x * importance * gate
+        return x * (importance * gate)
 
 
 class PlainBlock(nn.Module):

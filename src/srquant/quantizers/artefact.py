@@ -48,6 +48,7 @@ def header(network: QuantizedNetwork) -> dict[str, Any]:
         "training": network.training_facts,
         "placement": str(network.placement),
         "equalized": network.equalized,
+        "joined_sum": network.joined_sum,
         "gated": network.gates(),
         "calibration": network.calibration,
     }
@@ -130,7 +131,8 @@ def _rebuild(told: dict[str, Any]) -> QuantizedNetwork:
     kind = NETWORKS[told["network"]]
     network = kind.from_config(kind.config_type.from_dict(told["network_config"])).eval()
     gated = frozenset(map(str, told["gated"]))
-    quantized = QuantizedNetwork(network, QuantizationConfig(**told["quantization"]), gated=gated)
+    quantization, join_sum = QuantizationConfig(**told["quantization"]), bool(told.get("joined_sum", False))
+    quantized = QuantizedNetwork(network, quantization, join_sum=join_sum, gated=gated)
     if not gated <= quantized.activation_quantizers().keys():
         raise UserError("a gate belongs to a tensor that the network does not have")
     quantized.calibration = told["calibration"]

@@ -36,7 +36,7 @@ def quantize_network(
     Raises:
         UserError: a layer cannot be quantised, or an activation is not finite.
     """
-    chosen = _calibrated(QuantizedNetwork(network, quantization), crops, progress)
+    chosen = _calibrated(QuantizedNetwork(network, quantization, join_sum=True), crops, progress)
     if quantization.equalize:
         chosen = _nearer_of_two(network, chosen, crops, progress)
     compensate(chosen, crops, progress)
@@ -55,7 +55,7 @@ def _nearer_of_two(
 ) -> QuantizedNetwork:
     """The calibrated network, or one with equalised channels."""
     judges = [crop.float() for crop in crops[:: -(-len(crops) // _JUDGES)]]
-    equalized = QuantizedNetwork(network, plain.quantization, equalized_on=judges)
+    equalized = QuantizedNetwork(network, plain.quantization, equalized_on=judges, join_sum=True)
     _calibrated(equalized, crops, progress)
     reference = fold(network.collapsed())
     with torch.inference_mode():

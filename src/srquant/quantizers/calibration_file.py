@@ -130,7 +130,7 @@ def quantize_with(network: SRNetwork, file: CalibrationFile) -> QuantizedNetwork
     if (file.network, file.network_config) != (network.name, config):
         given, wanted = (_told(*one) for one in ((file.network, file.network_config), (network.name, config)))
         raise UserError(f"the ranges are those of another network: {given}, not {wanted}")
-    quantized = QuantizedNetwork(network, file.quantization, channel_factors=file.channel_factors)
+    quantized = QuantizedNetwork(network, file.quantization, channel_factors=file.channel_factors, join_sum=True)
     grids = {name: q.deployed_grid() for name, q in quantized.activation_quantizers().items() if q.fixed}
     ranges: dict[str, Range] = {}
     for name, given in file.ranges.items():

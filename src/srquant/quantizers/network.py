@@ -20,6 +20,7 @@ from srquant.quantizers.folding import fold, in_pixel_units
 from srquant.quantizers.gating import GatedQuantizer
 from srquant.quantizers.grid import IMAGE_GRID, grid_from_range
 from srquant.quantizers.insertion import insert_quantizers
+from srquant.quantizers.joining import join_last_sum
 from srquant.quantizers.layers import ActivationQuantizer, QuantConv2d
 from srquant.quantizers.placement import PlacementReport
 from srquant.quantizers.ranges import Range, RangeObserver, check_ranges
@@ -39,6 +40,7 @@ class QuantizedNetwork(nn.Module):
         quantization: how to quantise it.
         equalized_on: crops as `calibrate` takes them; the channels are equalised on them first.
         channel_factors: of another network that was `equalized_on` crops, to be equalised alike.
+        join_sum: leave a sum in front of the last convolution to it where that costs little.
         trainable: keep batch normalisation, and concatenations whole.
         gated: names of tensors that get a grid per picture, by a `GatedQuantizer`.
 
@@ -52,6 +54,7 @@ class QuantizedNetwork(nn.Module):
         calibration: which pictures the ranges came from (plain data).
         ranges: what `calibrate` or `use_ranges` chose grids from, by tensor; empty where neither did.
         channel_factors: what equalisation divided the channels of each convolution by; empty where it did not.
+        joined_sum: whether there was such a sum.
         equalized: whether equalised channels were kept; see `srquant.quantizers.calibration`.
         halo: receptive-field radius in low-resolution pixels; None for a network with global operations.
         features_at: name of the convolution whose input is the feature map before the upsampler; the float
@@ -70,6 +73,7 @@ class QuantizedNetwork(nn.Module):
         *,
         equalized_on: Sequence[Tensor] = (),
         channel_factors: ChannelFactors | None = None,
+        join_sum: bool = False,
         trainable: bool = False,
         gated: frozenset[str] = frozenset(),
     ) -> None:
@@ -93,6 +97,7 @@ class QuantizedNetwork(nn.Module):
         self.graph: fx.GraphModule = (
             in_pixel_units(network) if unfolded else fold(network, keep_batch_norm=trainable, keep_clip=keep_clip)
         )
+        self.joined_sum = join_sum and join_last_sum(self.graph)
         self.channel_factors = channel_factors or (equalizing_factors(self.graph, equalized_on) if equalized_on else {})
         rescale(self.graph, self.channel_factors)
         self.features_at = Structure(self.graph).first_tail_convolution()
