@@ -13,7 +13,7 @@ _UNITS = {
     "AVX-VNNI": "avx_vnni",
     "AVX-512 bf16": "avx512_bf16",
 }
-_PACKAGES = ("torch", "onnxruntime", "openvino")
+_PACKAGES = ("torch", "onnxruntime", "openvino", "ai-edge-litert")
 
 
 def processor() -> tuple[str, frozenset[str]]:

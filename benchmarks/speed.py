@@ -2,18 +2,21 @@
 
     python benchmarks/speed.py [--model PATH | --network edsr-baseline-x4] [--rounds 10] [--size 180x320]
 
-All engines run in this process, one after the other in every round and in rotated order: a busy moment of the
-machine hits all alike. The input and the output of each are 8-bit pixels, so conversions count.
+All engines run in this process, one after the other in every round and in an order drawn anew: a busy moment of the
+machine, and threads that have not come to rest yet, hit all alike. The input and the output of each are 8-bit pixels,
+so conversions count.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
 import machine
 import tables
@@ -21,7 +24,7 @@ import torch
 from PIL import Image
 
 import srquant
-from srquant.engines import Engine
+from srquant.engines import Engine, Pixels
 from srquant.engines.exported import Description
 from srquant.engines.float_torch import FloatEngine
 from srquant.engines.openvino import OpenVINOEngine
@@ -34,6 +37,7 @@ from srquant.quantizers import QuantizedNetwork
 ROOT = Path(__file__).resolve().parents[1]
 COMPACT = ROOT / "models" / "edsr_compact_x2.safetensors"
 BASE = "torch float32 (eager, channels last)"
+Key = TypeVar("Key", bound=Hashable)
 
 RANDOM_NETWORKS: dict[str, EDSRConfig] = {
     "edsr-baseline-x2": EDSRConfig(scale=2, blocks=16, width=64),
@@ -91,12 +95,12 @@ def open_engines(network: SRNetwork, integers: QuantizedNetwork) -> dict[str, En
     return engines
 
 
-def measure(engines: dict[str, Engine], picture, rounds: int) -> dict[str, list[float]]:
+def measure(engines: Mapping[Key, Engine], picture: Pixels, rounds: int) -> dict[Key, list[float]]:
     """Milliseconds of every engine in every round; one more round before them warms up."""
     names = list(engines)
-    times: dict[str, list[float]] = {name: [] for name in names}
+    times: dict[Key, list[float]] = {name: [] for name in names}
     for turn in range(rounds + 1):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+        for name in random.Random(turn).sample(names, len(names)):
             start = time.perf_counter()
             engines[name].run(picture)
             if turn:

@@ -1,30 +1,57 @@
 """The result table: PSNR of float networks and of their 8-bit forms on real engines; prints Markdown.
 
-    python benchmarks/table.py --weights FOLDER --benchmarks FOLDER --calibration FOLDER [--into README.md]
+    python benchmarks/table.py --weights FOLDER --benchmarks FOLDER --calibration FOLDER \
+        [--images 20] [--work FOLDER] [--into README.md]
 
-Every network is quantised here and now with the settings that the table names, so the table is reproducible from
-the weights alone.
+Every network is quantised with the settings that the table names, so the table is reproducible from the weights
+alone. With `--work`, artefacts and scores are kept there as they are made, and a run that is begun again, or that is
+split by `--networks`, goes on behind them; take another folder to measure everything anew.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
+import json
 import sys
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import machine
 import tables
 
 import srquant
+from srquant.engines import Model
+from srquant.files import sha256
+from srquant.metrics import Protocol
 from srquant.networks import SRNetwork
 from srquant.quantizers import QuantizedNetwork
 
-NETWORKS = ("edsr8_x2", "srresnet8_bn_x4", "abpn_x3", "xlsr_x3", "imdn_x2")
+NETWORKS = (
+    "abpn_x3",
+    "xlsr_x3",
+    "espcn_y_x2",
+    "espcn_y_x4",
+    "fsrcnn_y_x2",
+    "fsrcnn_y_x4",
+    "plainusr_u_x2",
+    "plainusr_u_x4",
+    "plainusr_s_x4",
+    "span28_x4",
+    "rlfn_x2",
+    "rlfn_x4",
+    "rfdn_aim_x4",
+    "imdn_x2",
+    "imdn_x4",
+    "edsr8_x2",
+    "srresnet8_bn_x4",
+)
+FLOAT = "float32"
 ENGINES = {
     "reference": "integer reference",
     "torch": "torch",
     "onnxruntime": "ONNX Runtime",
+    "litert": "LiteRT",
     "openvino": "OpenVINO",
 }
 
@@ -41,70 +68,104 @@ def main() -> None:
     parser.add_argument("--percentile", type=float, default=srquant.QuantizationConfig().percentile)
     parser.add_argument("--exact", action="store_true")
     parser.add_argument("--images", type=int, default=srquant.CalibrationConfig().images)
+    parser.add_argument("--work", type=Path, help="folder to keep artefacts and scores in")
     parser.add_argument("--into", type=Path, help="document to put the table into, as well")
     arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        report = _measured(arguments, arguments.work or Path(temporary))
+    print(report)
+    if arguments.into is not None:
+        tables.insert(arguments.into, "scores", report)
 
+
+class Scores:
+    """PSNR by model, set and engine, appended to a file as soon as each is known.
+
+    Args:
+        folder: what to keep the file in.
+        sets: folders of the benchmark sets.
+    """
+
+    def __init__(self, folder: Path, sets: Sequence[Path]) -> None:
+        self._file, self.sets = folder / "scores.jsonl", sets
+        self._kept: dict[tuple[str, ...], float] = {}
+        if self._file.is_file():
+            for line in self._file.read_text().splitlines():
+                *key, psnr = json.loads(line)
+                self._kept[tuple(key)] = psnr
+
+    def of(self, model: Model, digest: str, engine: str) -> list[float]:
+        """One per set, measured where it is not kept."""
+        found = []
+        for folder in self.sets:
+            key = digest, folder.name, engine
+            if key not in self._kept:
+                on = "torch" if engine == FLOAT else engine
+                self._kept[key] = srquant.evaluate(model, folder, on).datasets[folder.name].psnr
+                with self._file.open("a") as file:
+                    file.write(json.dumps([*key, self._kept[key]]) + "\n")
+            found.append(self._kept[key])
+        return found
+
+
+def _measured(arguments: argparse.Namespace, work: Path) -> str:
+    """The report; see the module."""
     how = srquant.QuantizationConfig(ranges=arguments.ranges, percentile=arguments.percentile, exact=arguments.exact)
     which = srquant.CalibrationConfig(images=arguments.images)
-    folders = [arguments.benchmarks / name for name in arguments.sets]
+    work.mkdir(parents=True, exist_ok=True)
+    scores = Scores(work, [arguments.benchmarks / name for name in arguments.sets])
     rows, notes = [], []
-    protocol = ""
     for name in arguments.networks:
-        network = _load(arguments.weights, name)
-        quantized = srquant.quantize(network, arguments.calibration, how, which)
-        notes.append(f"- {name}: {_digest(quantized)}; {quantized.placement}")
-        measured = srquant.evaluate(network, folders, "torch")
-        protocol = measured.protocol.replace(f"shave {network.info.scale} px", "shave = scale")
-        by_engine = {engine: srquant.evaluate(quantized, folders, engine) for engine in arguments.engines}
-        for folder in folders:
-            scores = [by_engine[engine].datasets[folder.name].psnr for engine in arguments.engines]
-            plain = measured.datasets[folder.name].psnr
-            rows.append([name, folder.name, *(f"{score:.3f}" for score in (plain, *scores))])
-            rows[-1].append(f"{max(scores, key=lambda score, plain=plain: abs(score - plain)) - plain:+.3f}")
-        print(f"done: {rows[-1]}", file=sys.stderr, flush=True)
-    columns = [
-        "network",
-        "set",
-        "float32",
-        *(f"int8, {ENGINES[engine]}" for engine in arguments.engines),
-        "largest change",
-    ]
-    report = "\n".join(
+        weights, artefact = arguments.weights / f"{name}.safetensors", work / f"{name}.safetensors"
+        network = srquant.load(weights)
+        if not isinstance(network, SRNetwork):
+            raise SystemExit(f"'{name}' is no float checkpoint")
+        quantized = _quantized(network, artefact, arguments.calibration, how, which)
+        notes.append(f"- {name}: {sha256(artefact)[:12]}; {quantized.placement}")
+        plain = scores.of(network, sha256(weights), FLOAT)
+        by_engine = [scores.of(quantized, sha256(artefact), engine) for engine in arguments.engines]
+        for index, folder in enumerate(scores.sets):
+            changes = [found[index] - plain[index] for found in by_engine]
+            shown = (f"{found[index]:.3f}" for found in (plain, *by_engine))
+            rows.append([name, folder.name, *shown, f"{max(changes, key=abs):+.3f}"])
+            print(f"done: {rows[-1]}", file=sys.stderr, flush=True)
+    columns = ["network", "set", FLOAT, *(f"int8, {ENGINES[e]}" for e in arguments.engines), "largest change"]
+    protocol = str(Protocol.standard(2)).replace("shave 2 px", "shave = scale")
+    return "\n".join(
         [
             tables.table(columns, rows),
             "",
             f"PSNR in dB. {protocol}. Quantisation: {_settings(how)}. Calibration: {_settings(which)}. "
             f"{machine.describe().splitlines()[-1]}",
             "",
-            "Bits of each network, and the first digits of the SHA-256 of its integer weights:",
+            "Bits of each network, and the first digits of the SHA-256 of its artefact:",
             "",
             *notes,
         ]
     )
-    print(report)
-    if arguments.into is not None:
-        tables.insert(arguments.into, "scores", report)
 
 
-def _load(folder: Path, name: str) -> SRNetwork:
-    network = srquant.load(folder / f"{name}.safetensors")
-    if not isinstance(network, SRNetwork):
-        raise SystemExit(f"'{name}' is no float checkpoint")
-    return network
+def _quantized(
+    network: SRNetwork,
+    artefact: Path,
+    pictures: Path,
+    how: srquant.QuantizationConfig,
+    which: srquant.CalibrationConfig,
+) -> QuantizedNetwork:
+    """The artefact's network, made where it is missing."""
+    if not artefact.is_file():
+        srquant.save(srquant.quantize(network, pictures, how, which), artefact)
+    found = srquant.load(artefact)
+    if not isinstance(found, QuantizedNetwork):
+        raise SystemExit(f"'{artefact}' is no artefact")
+    settings = which.model_dump()
+    if found.quantization != how or {key: found.calibration[key] for key in settings} != settings:
+        raise SystemExit(f"'{artefact}' was quantised with other settings: take another folder")
+    return found
 
 
 def _settings(config: srquant.QuantizationConfig | srquant.CalibrationConfig) -> str:
     return ", ".join(f"{key.replace('_', ' ')} {str(value).lower()}" for key, value in config.model_dump().items())
-
-
-def _digest(network: QuantizedNetwork) -> str:
-    """Of the codes of all convolutions, in their order."""
-    digest = hashlib.sha256()
-    for convolution in network.convolutions().values():
-        codes = convolution.codes()
-        for part in (codes.weight, codes.bias, codes.steps):
-            digest.update(part.numpy().tobytes())
-    return digest.hexdigest()[:12]
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ BENCHMARKS = {"Set5", "Set14", "B100", "Urban100"}
 
 def test_every_published_row_is_there() -> None:
     networks, scales = ("edsr", "rdn", "srresnet"), ("x2", "x4")
-    mobile = ("sesr-m5", "sesr-m11", "quicksrnet-small", "quicksrnet-medium", "quicksrnet-large", "ecbsr-m4c16")
+    sesr = ("sesr-m3", "sesr-m5", "sesr-m7", "sesr-m11", "sesr-xl")
+    mobile = (*sesr, "quicksrnet-small", "quicksrnet-medium", "quicksrnet-large", "ecbsr-m4c16")
     in_colour = {"sesr-m7-rgb-x2", "sesr-xl-rgb-x2"}
     assert {f"{n}-{s}" for n in networks + mobile for s in scales} | in_colour == set(PRESETS) - set(QUANTISED)
     bits = ("w2a2", "w3a3", "w4a4")

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 from srquant.config import CalibrationConfig, QuantizationConfig, build
-from srquant.engines import Model, load, open_engine
+from srquant.engines import Model, litert_torch, load, open_engine
 from srquant.engines.exported import ExportedFile
+from srquant.engines.litert import check_loads
 from srquant.engines.openvino import save_openvino
 from srquant.errors import UserError, unknown
 from srquant.evaluation.clip_rows import StudySettings
@@ -104,7 +105,7 @@ def _calibrated(
 ) -> QuantizedNetwork:
     """A network quantised on pictures, which it records."""
     crops = calibration_crops(data, network.info.scale, calibration, network.info.channels)
-    pictures, records = representative(network, crops, calibration)
+    pictures, records = representative(network, crops, calibration, progress)
     quantized = quantize_network(network, quantization or QuantizationConfig(), pictures, progress)
     quantized.calibration = {**calibration.model_dump(), "pictures": records}
     if len(pictures) < FEWEST:
@@ -129,7 +130,7 @@ def _round_again(network: SRNetwork, quantized: QuantizedNetwork, data: Path | N
     told = quantized.calibration
     config = build(CalibrationConfig, {key: told[key] for key in CalibrationConfig.model_fields if key in told})
     crops = calibration_crops(data, network.info.scale, config, network.info.channels)
-    pictures, records = representative(network, crops, config)
+    pictures, records = representative(network, crops, config, progress)
     if records != told.get("pictures"):
         progress.warn(f"the pictures in '{data}' are not those that the ranges were taken from")
     compensate(quantized, pictures, progress)
@@ -155,7 +156,7 @@ def overshoot(
     """
     network, calibration = _float_network(model), calibration or CalibrationConfig()
     crops = calibration_crops(Path(data), network.info.scale, calibration, network.info.channels)
-    pictures, records = representative(network, crops, calibration)
+    pictures, records = representative(network, crops, calibration, progress)
     return overshoot_report(network, [str(record["file"]) for record in records], pictures, progress or Silent())
 
 
@@ -242,6 +243,46 @@ def _export_litert(
     check_target(path)
     graph = lower(model)
     content = to_litert(graph, *(shape or default_shape(graph)), io=io, allow_float=allow_float)
+    check_loads(content)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def export_via_litert_torch(
+    model: ModelOrPath,
+    path: Path | str,
+    python: Path | str,
+    data: Path | str,
+    shape: tuple[int, int],
+    *,
+    images: int = 10,
+    io: PictureKind = "uint8",
+    allow_float: bool = False,
+    progress: Progress | None = None,
+) -> None:
+    """Write a float network as an int8 LiteRT file (.tflite) by litert-torch; see `srquant.engines.litert_torch`.
+
+    Args:
+        model: a float network or its checkpoint.
+        path: the file.
+        python: the interpreter of an environment with litert-torch and ai-edge-quantizer.
+        data: folder of pictures to take the activation ranges from.
+        shape: height and width of the pictures that the file takes, and of the crops.
+        images: how many pictures are used.
+        io: what pictures go in and come out as, uint8 or int8 (128 less).
+        allow_float: take a file in which operations stay in float32 instead of refusing it.
+        progress: told of the conversion, and of what stays in float32.
+
+    Raises:
+        UserError: the model is not a float network, the pictures cannot be used, or the conversion fails.
+    """
+    network, path = _float_network(model), Path(path)
+    check_format(path, "litert")
+    check_target(path)
+    calibration, shown = build(CalibrationConfig, {"images": images}), progress or Silent()
+    content = litert_torch.convert(
+        network, Path(data), shape, str(python), calibration, shown, io=io, allow_float=allow_float
+    )
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
 

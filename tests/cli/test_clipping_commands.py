@@ -9,9 +9,11 @@ import torch
 from small_quantized import float_network, noise
 from typer.testing import CliRunner
 
+from srquant.cli import clipping
 from srquant.cli.app import app, main
 from srquant.engines import load
 from srquant.evaluation import clip_study
+from srquant.evaluation.clip_rows import SCORES, Row, Study, Variant
 from srquant.imaging import Picture, write_picture
 from srquant.networks.loading import save_network
 from srquant.quantizers import QuantizedNetwork
@@ -176,13 +178,59 @@ def test_clip_study_writes_its_files_and_goes_on(ready: Path, tmp_path: Path, mo
     assert (tmp_path / "s" / "study.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("shape", ["180", "x", "0x4", "axb", "-3x4"])
+@pytest.mark.parametrize("shape", ["180", "x", "0x4", "4x0", "axb", "-3x4", "²x20", "3x4x5", "9" * 5000 + "x4"])
 def test_a_shape_that_is_none(
     shape: str, ready: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ready)
     words = ["clip-study", "net.safetensors", "--data", "Set1", "-o", "s", f"--shape={shape}"]
-    assert f"shape '{shape}': allowed is HEIGHTxWIDTH" in fails(monkeypatch, capsys, *words)
+    assert f"shape '{shape}': " in fails(monkeypatch, capsys, *words)
+
+
+def test_clip_study_prints_its_tables(ready: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clip_study, "installed_engines", lambda: ["torch"])
+    words = "--images 3 --crop 12 --shape 8x10 --rounds 1 --threads 1"
+    start = ["clip-study", ready / "net.safetensors", "--data", ready / "Set1", "-o", tmp_path / "s", *words.split()]
+    told = run(*start, "--calibration", ready / "pictures")
+    study = Study.load(tmp_path / "s")
+    assert study is not None
+    scored = [row for row in study.rows if row.scores]
+    for scores in (study.float_scores, *(row.scores for row in scored)):
+        assert re.search(f"{scores['psnr_rgb']:.3f} .* {scores['psnr_y']:.3f} ", told)
+    assert len(re.findall("(removed|kept) .* (range|min-max|tame|select) .* ", told)) == len(study.rows)
+    for form, times in study.times.items():
+        assert re.search(f"{form} .* {times['torch']:.1f} ", told)
+    assert "mean PSNR in dB over Set1, 3 pixels shaved off" in " ".join(told.split())
+
+
+def test_a_row_without_scores_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    facts = {"network": "abpn", "scale": 3, "weights_sha256": "0" * 64, "set": "Set1", "engine": "torch"}
+    scores = dict.fromkeys(SCORES, 30.0)
+    rows = (Row(Variant("removed", "given", "tamed"), 3, None, scores),)
+    rows += (Row(Variant("kept", "calibrated", "unsaturated"), refused="none is left"),)
+    clipping._print_scores(Study(facts, scores, rows))
+    told = capsys.readouterr().out
+    assert re.search("kept .* select .* unsaturated .* 0 .* - .* - .* - ", told)
+    assert "no score on unsaturated  none is left\n" in told
+    assert "no score on tamed" not in told
+
+
+def test_a_mistyped_engine_is_named_and_nothing_written(
+    ready: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = ["clip-study", ready / "net.safetensors", "-o", tmp_path / "s", "--data", ready / "Set1"]
+    words = ["--calibration", ready / "Set1", "--engine", "litrt"]
+    assert "unknown engine 'litrt'; " in fails(monkeypatch, capsys, *start, *words)
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_damaged_study_ends_in_one_line(
+    ready: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "study.json").write_text('{"facts": {}, "float_scores": [1], "rows": [], "times": {}}')
+    start = ["clip-study", ready / "net.safetensors", "-o", tmp_path, "--data", ready / "Set1"]
+    told = fails(monkeypatch, capsys, *start, "--calibration", ready / "pictures", "--crop", 12)
+    assert "study.json' is not a readable clip study (float_scores: input should be an object)" in told
 
 
 def test_only_a_float_network_is_studied(

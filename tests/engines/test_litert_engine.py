@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from small_quantized import CONFIGS, float_network, noise, quantized_network
+from small_quantized import CONFIGS, build, calibrated, float_network, noise, quantized_network
 
 import srquant
+from srquant.config import QuantizationConfig
 from srquant.engines import ExportedFile, load, open_engine
 from srquant.engines.litert import LiteRTEngine
 from srquant.errors import UserError
@@ -94,6 +96,27 @@ def test_a_file_with_operations_in_float_says_so(tmp_path: Path) -> None:
     model = exported(network, tmp_path / "a.tflite", shape=(8, 8), allow_float=True)
     assert len(model.description.unequal) == 2
     assert open_engine(model).left_in_float()
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("at", [0, 2])
+def test_a_layer_that_is_silent_on_the_calibration_pictures_does_no_harm(at: int, exact: bool, tmp_path: Path) -> None:
+    silenced = build(CONFIGS["abpn_x3"], "abpn")
+    layer = [module for module in silenced.modules() if isinstance(module, torch.nn.Conv2d)][at]
+    with torch.no_grad():
+        assert layer.bias is not None
+        layer.bias.fill_(-50.0)
+    network = calibrated(silenced, QuantizationConfig(exact=exact))
+    model = exported(network, tmp_path / "a.tflite", shape=(8, 9))
+    assert model.description.unequal == ()
+    picture = noise(8, 9)
+    assert np.array_equal(open_engine(model, threads=1).run(picture), open_engine(network, "reference").run(picture))
+
+
+def test_a_file_that_litert_cannot_load_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="LiteRT cannot load the file"):
+        srquant.export(quantized_network("abpn_x3"), tmp_path / "a.tflite", shape=(99999, 99999))
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_litert_cannot_run(tmp_path: Path) -> None:

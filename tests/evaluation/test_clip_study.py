@@ -4,7 +4,9 @@ import csv
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,19 +14,19 @@ from small_quantized import float_network, noise
 
 import srquant
 from srquant.config import CalibrationConfig
-from srquant.engines import open_engine
+from srquant.engines import Engine, Model, open_engine
 from srquant.errors import UserError
 from srquant.evaluation import clip_study
 from srquant.evaluation.clip_report import markdown, table
 from srquant.evaluation.clip_rows import FLOAT, Row, Study, StudySettings, Variant, variants
 from srquant.evaluation.clip_study import quantized_variant, run_clip_study, scores
-from srquant.evaluation.patches import sheet, worst_patches
-from srquant.evaluation.timing import interleaved_medians
 from srquant.imaging import Picture, open_set, read_picture, write_picture
 from srquant.imaging.crops import calibration_crops
+from srquant.methods import cfqp
 from srquant.metrics import Protocol, psnr, ssim
 from srquant.networks.info import SRNetwork
 from srquant.progress import Silent
+from srquant.quantizers import QuantizedNetwork
 
 SETTINGS = StudySettings(CalibrationConfig(images=7, crop=12), height=10, width=12, rounds=2, threads=1)
 FILES = ["patches.png", "plot.png", "study.csv", "study.json", "study.md"]
@@ -185,11 +187,107 @@ def test_a_folder_with_another_study_is_refused(place: Path, done: Path) -> None
     assert (done / "study.json").read_bytes() == before
 
 
-def test_a_damaged_study_is_refused(place: Path, tmp_path: Path) -> None:
-    for text in ("{", "[]", '{"facts": {}, "rows": [{}]}'):
-        (tmp_path / "study.json").write_text(text)
-        with pytest.raises(UserError, match="is not a readable clip study"):
-            run(place, tmp_path)
+@pytest.mark.parametrize("text", ["{", "[]", "\x00", "[" * 9999, "1" * 5000, '{"facts": {}, "rows": [{}]}'])
+def test_a_file_that_is_no_study_is_refused(text: str, place: Path, tmp_path: Path) -> None:
+    (tmp_path / "study.json").write_text(text)
+    with pytest.raises(UserError, match="is not a readable clip study") as error:
+        run(place, tmp_path)
+    assert "\n" not in str(error.value)
+    assert (tmp_path / "study.json").read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("facts", [1], r"\(facts: input should be an object\)"),
+        ("float_scores", [1], r"\(float_scores: input should be an object\)"),
+        ("float_scores", {"psnr_rgb": 30.0}, r"\(float_scores: .*none, or all of psnr_rgb, ssim_rgb, psnr_y, ssim_y\)"),
+        ("rows.0.scores", "x", r"\(rows.0.scores: input should be an object\)"),
+        ("rows.0.scores", {}, "either scores or a reason"),
+        ("rows.0.scores.psnr_y", "high", r"\(rows.0.scores.psnr_y: input should be a valid number"),
+        ("rows.0.scores.psnr_y", float("nan"), r"\(rows.0.scores.psnr_y: input should be a finite number\)"),
+        ("rows.1.range", [3.0], r"\(rows.1.range.1: field required\)"),
+        ("rows.1.range", [1.0, 2.0, 3.0], "rows.1.range"),
+        ("rows.0.used", -1, "rows.0.used"),
+        ("rows.0.variant.clip", "gone", "rows.0.variant.clip: input should be 'removed' or 'kept'"),
+        ("rows.0.variant.pictures", "all", "unknown pictures 'all'"),
+        ("rows.0.variant.pictures", "5 natural", "a variant is there twice"),
+        ("rows.0.more", 1, "rows.0.more: unexpected keyword argument"),
+        ("times", {"float32": 3.0}, r"\(times.float32: input should be an object\)"),
+        ("more", 1, r"\(more: unexpected keyword argument\)"),
+    ],
+)
+def test_a_damaged_study_is_refused(
+    path: str, value: object, message: str, place: Path, done: Path, tmp_path: Path
+) -> None:
+    plain = json.loads((done / "study.json").read_text())
+    table, *names = plain, *path.split(".")
+    for name in names[:-1]:
+        table = table[int(name) if name.isdigit() else name]
+    table[names[-1]] = value
+    (tmp_path / "study.json").write_text(json.dumps(plain))
+    with pytest.raises(UserError, match=f"is not a readable clip study.*{message}.*remove it") as error:
+        run(place, tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_engine_is_refused_before_anything_is_written(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"unknown engine 'onnxruntme'; .*did you mean 'onnxruntime'"):
+        run(place, tmp_path / "study", replace(SETTINGS, engine="onnxruntme"))
+    assert not (tmp_path / "study").exists()
+
+
+def test_an_engine_without_its_package_is_refused_before_anything_is_written(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(UserError, match="needs the package 'openvino'"):
+        run(place, tmp_path / "study", replace(SETTINGS, engine="openvino"))
+    assert not (tmp_path / "study").exists()
+
+
+def test_every_form_is_opened_before_anything_is_written(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(model: Model, name: str, **options: Any) -> Engine:
+        if isinstance(model, QuantizedNetwork) and model.quantization.clip == "keep":
+            raise UserError(f"{name} knows no clip")
+        return open_engine(model, name, **options)
+
+    monkeypatch.setattr(clip_study, "open_engine", opened)
+    with pytest.raises(UserError, match="torch knows no clip"):
+        run(place, tmp_path / "study")
+    assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "headings"),
+    [("abpn_x3", ["clip kept, min-max", "clip removed, given"]), ("edsr_x2", ["min-max", "given"])],
+)
+def test_the_sheet_speaks_of_a_clip_where_there_is_one(
+    key: str, headings: list[str], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = float_network(key)
+    pairs = open_set(place / "Set2", network.info.scale)
+    crops = calibration_crops(place / "others", network.info.scale, SETTINGS.calibration)
+    found: list[list[str]] = []
+    monkeypatch.setattr(clip_study, "worst_patches", lambda engines, _pairs: found.append(list(engines)) or [])
+    clip_study._patches(network, pairs, crops, SETTINGS)
+    assert found == [[FLOAT, *headings]]
+
+
+def test_untamed_pictures_are_warned_of_once(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    warnings: list[str] = []
+
+    class Noted(Silent):
+        def warn(self, text: str) -> None:
+            warnings.append(text)
+
+    monkeypatch.setattr(cfqp, "_ROUNDS", 0)
+    network = float_network("abpn_x3")
+    run_clip_study(network, place / "Set2", place / "others", tmp_path / "study", SETTINGS, Noted())
+    assert warnings == [warning for warning in warnings if "7 of 7 pictures still leave 0..255" in warning]
+    assert len(warnings) == 1
 
 
 def test_without_matplotlib_nothing_begins(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,59 +295,6 @@ def test_without_matplotlib_nothing_begins(place: Path, tmp_path: Path, monkeypa
     with pytest.raises(UserError, match=r"plot of a clip study needs the package 'matplotlib': .*srquant\[plot\]"):
         run(place, tmp_path / "study")
     assert not (tmp_path / "study").exists()
-
-
-class Wrong:
-    """Repeats pixels, and is off by `error` at one place."""
-
-    name = "wrong"
-    halo: int | None = 0
-    shape: tuple[int, int] | None = None
-
-    def __init__(self, error: int, at: tuple[int, int]) -> None:
-        self.info = float_network("edsr_x2").info
-        self._error, self._at = error, at
-
-    def run(self, picture: np.ndarray) -> np.ndarray:
-        enlarged = picture.repeat(2, axis=0).repeat(2, axis=1)
-        enlarged[self._at] = np.clip(enlarged[self._at].astype(int) + self._error, 0, 255)
-        return enlarged
-
-    def left_in_float(self) -> list[str]:
-        return []
-
-
-def test_the_worst_patches_are_found_and_shown(tmp_path: Path) -> None:
-    pixels = np.full((100, 150, 3), 100, np.uint8)
-    write_picture(tmp_path / "grey.png", Picture(pixels, None, False, None, None))
-    engines = {"good": Wrong(0, (0, 0)), "bad": Wrong(48, (70, 100))}
-    (first, second) = worst_patches(engines, open_set(tmp_path, 2), count=2)
-    assert first.loss == pytest.approx(48**2 / 48**2)
-    assert second.loss == 0
-    assert list(first.views) == ["low resolution", "good", "bad", "true"]
-    assert first.views["bad"][70 - 48, 100 - 96].tolist() == [148] * 3
-    shown = sheet([first, second])
-    assert shown.shape[1] == 4 * (48 * 4 + 8) + 8
-    bad = shown[32 : 32 + 192, 8 + 2 * 200 : 8 + 2 * 200 + 192]
-    assert (bad == 148).all(axis=2).sum() == 4 * 4
-    assert (bad == 100).all(axis=2).sum() == 192 * 192 - 4 * 4
-
-
-def test_times_are_medians_of_interleaved_runs() -> None:
-    order: list[str] = []
-
-    class Noted(Wrong):
-        def __init__(self, word: str) -> None:
-            super().__init__(0, (0, 0))
-            self.word = word
-
-        def run(self, picture: np.ndarray) -> np.ndarray:
-            order.append(self.word)
-            return picture
-
-    found = interleaved_medians({"a": Noted("a"), "b": Noted("b")}, noise(4, 4), 3, Silent())
-    assert order == ["a", "b"] * 4
-    assert all(0 <= time < 1000 for time in found.values())
 
 
 @pytest.mark.parametrize(("name", "expected"), [("abpn_x3", 31.551), ("xlsr_x3", 31.320)])

@@ -134,6 +134,14 @@ def test_litert_is_promised_equal_where_every_operation_is_proven(tmp_path: Path
         assert (one.engine, one.largest, one.promised) == ("litert", 0, True)
 
 
+@pytest.mark.parametrize("key", ["imdn_x2", "rlfn_x2"])
+def test_nothing_is_promised_of_float_programs_even_with_exact_scales(key: str) -> None:
+    found = verify(quantized_network(key, 8, True), progress=Silent())
+    assert found
+    assert [one.engine for one in found if one.promised or not one.left_in_float] == []
+    assert all(one.promised for one in verify(quantized_network("abpn_x3", 8, True), progress=Silent()))
+
+
 def test_a_description_of_a_litert_file(tmp_path: Path) -> None:
     pytest.importorskip("ai_edge_litert")
     path = tmp_path / "a.tflite"

@@ -6,19 +6,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hand_graphs import ANY, EXACT, graph, single_operations
+from hand_graphs import ANY, EXACT, convolution, graph, single_operations
 
 from srquant.engines import Description
-from srquant.engines.litert import LiteRTEngine
+from srquant.engines.litert import LiteRTEngine, check_loads
+from srquant.errors import UserError
 from srquant.integer import graph as ops
-from srquant.integer import reference
+from srquant.integer import litert, reference
 from srquant.integer.graph import IntegerGraph, Operation, Tensor
 from srquant.integer.litert import to_litert
 from srquant.integer.litert_file import read_model, schema
 from srquant.integer.litert_kernels import function_kernel, is_equal, rectifier, unequal
 from srquant.integer.litert_rewrites import prepare
 from srquant.integer.onnx import describe_graph
-from srquant.quantizers.agreement import add_xnnpack, agree, agreeing_grid, multiply_xnnpack
+from srquant.quantizers.agreement import TAKEN, add_xnnpack, agree, agreeing_grid, multiply_xnnpack
 from srquant.quantizers.grid import IMAGE_GRID, Grid
 
 pytest.importorskip("ai_edge_litert")
@@ -188,16 +189,92 @@ def test_sums_full_of_ties_are_rounded_to_even(scales: tuple[float, ...], codes:
     assert np.array_equal(found(made, ALL_PAIRS), wanted)
 
 
+@pytest.mark.parametrize("ratio", [64, 128, 256, 2**14])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_sums_of_far_ratios_on_ties(ratio: int, bits: int) -> None:
+    """The larger summand is read several times over."""
+    fine, coarse = Grid(2 / ratio, 6, 255), Grid(2.0, 4, 2**bits - 1)
+    for grids in ((fine, coarse, Grid(4 / ratio, 128, 255)), (coarse, fine, Grid(4.0, 12, 255))):
+        made = binary(ops.Add("y", "l", "r"), grids)
+        prepared = prepare(made)
+        assert agree("add", grids) == any(isinstance(op, ops.Add) for op in prepared.operations)
+        assert unequal(prepared) == []
+        wanted = reference.run(made, ALL_PAIRS)
+        assert np.array_equal(reference.run(prepared, ALL_PAIRS), wanted)
+        assert np.array_equal(found(made, ALL_PAIRS), wanted)
+
+
 def test_ties_that_no_weights_can_express_are_told() -> None:
-    made = binary(ops.Add("y", "l", "r"), (Grid(2.0**-8, 0, 255), Grid(1.0, 0, 255), Grid(0.5, 0, 255)))
-    assert unequal(prepare(made)) == (["y (Add)"] if not agree("add", _grids(made)) else [])
+    made = binary(ops.Add("y", "l", "r"), (Grid(2.0**-15, 0, 255), Grid(1.0, 0, 255), Grid(2.0**-14, 0, 255)))
+    assert unequal(prepare(made)) == ["y (Add)"]
     made = binary(ops.Add("y", "l", "r"), (Grid(0.75, 0, 255), Grid(1.5, 0, 255), Grid(1.5, 0, 255)))
     assert unequal(prepare(made)) == ["y (Add)"]
 
 
-def _grids(made: IntegerGraph) -> tuple[Grid, Grid, Grid]:
-    left, right, target = (made.tensors[name].grid for name in ("l", "r", "y"))
-    return left, right, target
+@pytest.mark.parametrize(("ratio", "taken"), [(2.0**-32, True), (255.9, True), (256.0, False), (1e6, False)])
+def test_which_convolutions_are_taken(ratio: float, taken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    conv, tensor = brought("y", [0, 1, 2], Grid(float(np.float32(1 / ratio)), 9, 255))
+    made = graph([replace(conv, weight_scale=np.ones(3, np.float32))], [tensor])
+    assert (ratio < TAKEN["convolution"][1]) == taken == is_equal(made, made.operations[0])
+    if taken:
+        assert np.array_equal(found(made, ALL_PAIRS), reference.run(made, ALL_PAIRS))
+        return
+    with pytest.raises(UserError, match=r"the scale of 'y' is .* finer .* \(Convolution\), XNNPACK takes less than"):
+        to_litert(made, 4, 4)
+    monkeypatch.setattr(litert, "_check_ratios", lambda graph: None)
+    with pytest.raises(UserError, match="LiteRT cannot load the file"):
+        check_loads(to_litert(made, 4, 4))
+
+
+@pytest.mark.parametrize("ratio", [2.0**-11, 2.0**-10, 255.9, 256, 300, 2000, 1e9])
+@pytest.mark.parametrize("kind", ["add", "multiply"])
+def test_ratios_that_are_not_taken_are_not_proven(kind: str, ratio: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = ANY[0], ANY[0] if kind == "add" else ANY[1]
+    made = one.scale if kind == "add" else one.scale * two.scale
+    grids = one, two, Grid(float(np.float32(made / ratio)), 20, 255)
+    built = binary(ops.Add("y", "l", "r") if kind == "add" else ops.Multiply("y", "l", "r"), grids)
+    assert is_equal(built, built.operations[-1]) == (ratio < 256 and (kind == "multiply" or ratio >= 2.0**-10))
+    if ratio >= 256:
+        with pytest.raises(UserError, match=r"the scale of 'y' is .* XNNPACK takes less than 256"):
+            found(built, ALL_PAIRS)
+        monkeypatch.setattr(litert, "_check_ratios", lambda graph: None)
+    if ratio < 2**19:  # there LiteRT ends the process
+        equal = np.array_equal(found(built, ALL_PAIRS), reference.run(built, ALL_PAIRS))
+        assert equal == (ratio < 256)
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e-4, 1e5])
+@pytest.mark.parametrize("op", [ops.Requantize("y", "h"), ops.LeakyRelu("y", "h", np.array([0.1], np.float32))])
+def test_functions_of_one_code_at_any_ratio(op: Operation, scale: float) -> None:
+    made = unary(op, ANY[0], Grid(float(np.float32(scale)), 20, 255))
+    assert ("GATHER" in kinds(made)) == (scale < 1e-6)
+    assert np.array_equal(found(made, ALL_CODES), reference.run(made, ALL_CODES))
+
+
+def test_shuffles_of_one_tensor_by_several_factors() -> None:
+    """Each by the order of its own factor, and two alike by one convolution."""
+    source, total = ANY[0], Grid(float(np.float32(0.173)), 9, 255)
+    operations: list[Operation] = [
+        convolution("h", "x", 3, 36, scale=0.11 * 2.0**-9),
+        ops.PixelShuffle("p", "h", 2),
+        ops.PixelShuffle("q", "h", 6),
+        ops.PixelShuffle("again", "h", 6),
+        convolution("v", "p", 9, 9, scale=2.0**-9),
+        ops.PixelShuffle("w", "v", 3),
+        ops.Add("s", "q", "again"),
+        ops.Add("y", "w", "s"),
+    ]
+    sizes = {"h": (36, 1), "p": (9, 2), "q": (1, 6), "again": (1, 6), "v": (9, 2), "w": (1, 6), "s": (1, 6)}
+    tensors = [Tensor(name, *size, source) for name, size in sizes.items()] + [Tensor("y", 1, 6, total)]
+    made = graph(operations, tensors, scale=6)
+    prepared = prepare(made)
+    moved = [name for name in prepared.tensors if name.startswith("h_")]
+    assert len(moved) == 2
+    assert len({op.output for op in prepared.operations}) == len(prepared.operations)
+    picture = np.random.default_rng(0).integers(0, 256, (7, 13, 3), dtype=np.uint8)
+    wanted = reference.run(made, picture)
+    assert len(np.unique(wanted)) > 50
+    assert np.array_equal(reference.run(prepared, picture), wanted)
 
 
 @pytest.mark.parametrize("grids", [EXACT, ANY], ids=["exact", "any"])

@@ -1,9 +1,15 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+
+_quantizers = str(Path(__file__).resolve().parents[1] / "quantizers")
+if _quantizers not in sys.path:
+    sys.path.append(_quantizers)
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import copy
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +12,9 @@ from torch import Tensor
 from srquant.config import CalibrationConfig
 from srquant.errors import UserError
 from srquant.imaging.crops import Crop
+from srquant.methods import cfqp
 from srquant.methods.cfqp import Overshoot, augment, representative, tame
+from srquant.progress import Silent
 from srquant.quantizers.folding import fold
 
 
@@ -92,8 +97,41 @@ def test_taming_gives_up_after_eight_rounds() -> None:
         rounds.append(picture)
         return picture + 1000
 
-    assert not tame(hopeless, checker(0, 255)).output.stays_within(0.5)
+    assert not tame(hopeless, checker(0, 255)).within
     assert len(rounds) == 9
+
+
+class Warned(Silent):
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+def test_pictures_that_stay_untamed_are_recorded_and_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, progress = float_network("abpn_x3"), Warned()
+    noisy = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    pictures = crops(noisy, 120, noisy)
+    _, records = representative(network, pictures, CalibrationConfig(mode="tame"), progress)
+    assert progress.warnings == []
+    assert not any("overshoots" in record for record in records)
+    monkeypatch.setattr(cfqp, "fold", lambda network: lambda picture: picture * 1.5 + 300 * (picture.std() > 0.5))
+    _, records = representative(network, pictures, CalibrationConfig(mode="tame"), progress)
+    assert [record.get("overshoots") for record in records] == [True, None, True]
+    (warning,) = progress.warnings
+    assert re.match("2 of 3 pictures still leave 0..255 after 8 rounds of taming; mode 'range'", warning)
+
+
+@pytest.mark.parametrize("mode", ["select", "tame"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_an_output_that_is_not_finite_is_refused(mode: str, value: float) -> None:
+    network = copy.deepcopy(float_network("abpn_x3"))
+    with torch.no_grad():
+        next(reversed(list(network.parameters())))[0] = value
+    with pytest.raises(UserError, match=r"output is not finite, .*: is the network damaged") as error:
+        representative(network, crops(7), CalibrationConfig.model_validate({"mode": mode}))
+    assert "\n" not in str(error.value)
 
 
 def test_select_keeps_the_pictures_whose_output_stays_within() -> None:

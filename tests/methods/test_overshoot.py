@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ from small_quantized import float_network, noise
 from torch import Tensor
 
 from srquant.config import QuantizationConfig
+from srquant.errors import UserError
 from srquant.methods.overshoot import OvershootReport, overshoot_report
 from srquant.progress import Silent
 from srquant.quantizers import QuantizedNetwork
@@ -53,6 +55,15 @@ def test_ranges_are_those_of_calibration_by_extremes() -> None:
         for name, ends in ranges.items():
             assert network.ranges[name] == pytest.approx(ends, rel=1e-6)
     assert found.output == "add"
+
+
+@pytest.mark.parametrize("layer", [0, -1])
+def test_a_damaged_network_is_refused(layer: int) -> None:
+    network = copy.deepcopy(float_network("abpn_x3"))
+    with torch.no_grad():
+        list(network.parameters())[layer].fill_(float("nan"))
+    with pytest.raises(UserError, match=r"is not finite: is the network damaged\?$"):
+        overshoot_report(network, ["p0"], [byte(noise(12, 14))], Silent())
 
 
 def test_it_is_plain_data() -> None:

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_quantized import CONFIGS, calibrated, float_network
+from small_quantized import CONFIGS, build, calibrated, float_network
 
 from srquant.config import QuantizationConfig
 from srquant.integer import graph as ops
@@ -14,6 +15,7 @@ from srquant.integer import lower, reference
 from srquant.integer.graph import IntegerGraph, Tensor
 from srquant.networks.info import NetworkInfo
 from srquant.quantizers.agreement import (
+    TAKEN,
     Grids,
     Kind,
     add_reference,
@@ -117,3 +119,33 @@ def test_calibration_leaves_no_addition_that_differs(key: str, placement: str, b
             assert agree(kind, (one, two, target)), op.output
             tried += 1
     assert tried or key.startswith("xlsr")
+
+
+@pytest.mark.parametrize("kind", ["add", "multiply"])
+def test_grids_that_are_not_taken_never_agree(kind: Kind) -> None:
+    least, too_large = TAKEN[kind]
+    for ratio, taken in ((least, True), (least * 0.99, False), (too_large * 0.99, True), (too_large, False)):
+        assert agree(kind, (Grid(ratio, 0, 255), Grid(ratio if kind == "add" else 1.0, 0, 255), IMAGE_GRID)) == taken
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("key", CONFIGS)
+def test_silent_layers_get_grids_that_are_taken(key: str, exact: bool) -> None:
+    """Whichever layer it is: its weights next to nothing, its bias far below zero."""
+    for at in range(2):
+        network = build(CONFIGS[key], key.split("_")[0])
+        layer = [module for module in network.modules() if isinstance(module, torch.nn.Conv2d)][at]
+        with torch.no_grad():
+            layer.weight *= 1e-9
+            if layer.bias is not None:
+                layer.bias.fill_(-1e-9)
+        graph = lower(calibrated(network, QuantizationConfig(exact=exact)))
+        for op in graph.operations:
+            if isinstance(op, ops.Convolution):
+                source, target = (graph.tensors[name].grid.scale for name in (op.input, op.output))
+                assert source * op.weight_scale.max() / target < TAKEN["convolution"][1], op.output
+            elif isinstance(op, ops.Add | ops.Multiply):
+                one, two, target = (graph.tensors[name].grid.scale for name in (op.left, op.right, op.output))
+                ratios = (one / target, two / target) if isinstance(op, ops.Add) else (one * two / target,)
+                least, too_large = TAKEN["add" if isinstance(op, ops.Add) else "multiply"]
+                assert all(least <= ratio < too_large for ratio in ratios), op.output

@@ -158,7 +158,14 @@ def test_channels_that_are_added_share_their_factor() -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "is no calibration file: "), ("[1]", "it holds no table of keys"), ("\x00", "is no calibration file")],
+    [
+        ("{", "is no calibration file: "),
+        ("[1]", "it holds no table of keys"),
+        ("\x00", "is no calibration file"),
+        ("[" * 100_000, "is no calibration file"),
+        pytest.param('{"format": ' + "1" * 5000 + "}", "is no calibration file", id="too many digits"),
+        pytest.param('{"format": ' + "1" * 4000 + "}", "format = 1111.*: ", id="many digits"),
+    ],
 )
 def test_a_file_that_is_none(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "f.json"

@@ -85,8 +85,12 @@ def test_very_small_pictures_are_mirrored_again_and_again(size: tuple[int, int])
 
 
 def test_what_a_fixed_shape_cannot_do_is_told() -> None:
-    with pytest.raises(UserError, match="'box' takes tiles of 20x16 only: tile has to be 'auto'"):
+    with pytest.raises(UserError, match="'box' takes tiles of 20x16 only: tile has to be 'auto', or whole"):
         upscale_pixels(fixed((20, 16)), noise(30, 30), 8)
+    for size in ((30, 30), (20, 15), (40, 16)):
+        with pytest.raises(UserError, match=rf"takes pictures of 20x16 only, {size[0]}x{size[1]} is not taken as a wh"):
+            upscale_pixels(fixed((20, 16)), noise(*size), None)
+    assert upscale_pixels(fixed((20, 16)), noise(20, 16), None).shape == (40, 32, 3)
     with pytest.raises(
         UserError, match="windows of 20x4 are all halo, 2 pixels on every side; export 'box' with a --s"
     ):

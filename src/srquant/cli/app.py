@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from srquant.cli import clipping, commands, exporting, training
+from srquant.cli import clipping, commands, exporting, training, verifying
 from srquant.cli.output import fail
 from srquant.errors import UserError
 
@@ -25,7 +25,7 @@ for command in (
     clipping.overshoot,
     clipping.clip_study,
     exporting.export,
-    commands.verify,
+    verifying.verify,
     commands.evaluate,
     commands.upscale,
     training.presets,

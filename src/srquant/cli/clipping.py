@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_text
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,11 +23,13 @@ from srquant.cli.commands import (
     check_choice,
     limit_threads,
 )
+from srquant.cli.exporting import _size
 from srquant.config import CalibrationConfig, QuantizationConfig, build
 from srquant.errors import UserError
 from srquant.files import atomic_path, check_target
 
 if TYPE_CHECKING:
+    from srquant.evaluation.clip_rows import Study
     from srquant.methods.overshoot import OvershootReport
 
 _MOST_SHOWN = 12
@@ -95,19 +98,56 @@ def clip_study(
     limit_threads(threads)
 
     from srquant import jobs
-    from srquant.evaluation.clip_rows import StudySettings
+    from srquant.evaluation.clip_rows import Study, StudySettings
 
     how = QuantizationConfig.model_validate({"ranges": ranges}).ranges
     settings = StudySettings(which, how, engine, height, width, rounds, threads)
     written = jobs.clip_study(file, data, target, calibration, settings, progress=output.Bars())
+    study = Study.load(target)
+    assert study is not None, "a study that ended was saved"
+    _print_scores(study)
+    _print_times(study)
     output.pairs([("wrote", str(path)) for path in written])
 
 
 def _shape(text: str) -> tuple[int, int]:
-    height, _, width = text.partition("x")
-    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
-        raise UserError(f"shape '{text}': allowed is HEIGHTxWIDTH in low-resolution pixels, such as 180x320")
-    return int(height), int(width)
+    height, width = _size(text)
+    if not (height and width):
+        raise UserError(f"shape '{text}': neither side may be 0")
+    return height, width
+
+
+def _print_scores(study: Study) -> None:
+    """Every variant in a line; one that could not be quantised is explained below."""
+    facts = study.facts
+    rows = [["as trained", "-", "-", "-", "-", *_decibels(study.float_scores)]]
+    for row in study.rows:
+        one = row.variant
+        ends = "-" if row.range is None else f"{row.range[0]:.0f}..{row.range[1]:.0f}"
+        rows.append([one.clip, one.mode, one.pictures, str(row.used), ends, *_decibels(row.scores)])
+    title = (
+        f"{facts['network']} x{facts['scale']} at 8 bit, weights {facts['weights_sha256'][:16]}: mean PSNR in dB over "
+        f"{facts['set']}, {facts['scale']} pixels shaved off, by the engine {facts['engine']}"
+    )
+    output.table(title, ["clip", "mode", "pictures", "used", "range", "RGB", "Y"], rows)
+    for pictures, reason in {row.variant.pictures: row.refused for row in study.rows if row.refused}.items():
+        output.pairs([(f"no score on {pictures}", reason)])
+
+
+def _decibels(scores: Mapping[str, float]) -> list[str]:
+    return [f"{scores[name]:.3f}" if scores else "-" for name in ("psnr_rgb", "psnr_y")]
+
+
+def _print_times(study: Study) -> None:
+    """Every form in a line, every engine in a column."""
+    engines = sorted({engine for times in study.times.values() for engine in times})
+    rows = [
+        [form, *(f"{times[engine]:.1f}" if engine in times else "-" for engine in engines)]
+        for form, times in study.times.items()
+    ]
+    facts = study.facts
+    title = f"median ms of {facts['rounds']} runs, {facts['width']}x{facts['height']} enlarged"
+    output.table(title, ["form", *engines], rows)
 
 
 def _print_pictures(report: OvershootReport) -> None:

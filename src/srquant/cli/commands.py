@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -154,48 +153,6 @@ def _is_given(context: typer.Context, name: str) -> bool:
     """Whether an option was written on the command line."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
-
-
-def verify(
-    model: Annotated[Path, typer.Argument(help="Quantised artefact.")],
-    engine: Annotated[list[str] | None, typer.Option(help="Engine to verify; may be repeated.")] = None,
-    exported: Annotated[Path | None, typer.Option(help="File exported from the artefact, to run instead.")] = None,
-    picture: Annotated[Path | None, typer.Option(help="Picture to run; a drawn one by default.")] = None,
-) -> None:
-    """Compare engines with the integer reference, in output levels; exit code 1 where the contract is broken."""
-    from srquant.engines import ExportedFile, load
-    from srquant.evaluation.verification import verify
-    from srquant.imaging import read_picture
-
-    pixels = None if picture is None else read_picture(picture).rgb
-    opened, instead = load(model), None if exported is None else load(exported)
-    if instead is not None and not isinstance(instead, ExportedFile):
-        raise UserError(f"'{exported}' is not an exported file (.onnx, .xml, .tflite)")
-    found = verify(opened, engine or (), exported=instead, picture=pixels, progress=output.Bars())
-    rows = [
-        [
-            one.engine,
-            str(one.largest),
-            f"{100 * one.share:.4f} %",
-            f"{one.psnr:.2f}",
-            str(len(one.left_in_float)),
-            "BROKEN" if one.broken else "kept: equal" if one.promised else "not promised equal",
-        ]
-        for one in found
-    ]
-    columns = ["engine", "largest difference", "values that differ", "PSNR", "in float", "contract"]
-    output.table("against the integer reference, in grey levels", columns, rows)
-    for one in found:
-        if one.left_in_float and one.engine != "simulate":
-            output.pairs([(f"{one.engine} computes in float", _few(one.left_in_float))])
-    if any(one.broken for one in found):
-        raise typer.Exit(1)
-
-
-def _few(names: Sequence[str], most: int = 12) -> str:
-    """The first names and how many more there are."""
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def evaluate(

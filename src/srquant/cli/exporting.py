@@ -12,6 +12,8 @@ from srquant.cli import output
 from srquant.cli.commands import ModelArgument
 from srquant.errors import UserError, unknown
 
+_WRITERS = ("srquant", "litert-torch")
+
 
 def export(
     model: ModelArgument,
@@ -24,15 +26,49 @@ def export(
     allow_float: Annotated[
         bool, typer.Option("--allow-float", help="Of .tflite: write what has no integer form in float32.")
     ] = False,
+    via: Annotated[
+        str, typer.Option(help="Of .tflite: written by srquant, or of a float network by litert-torch.")
+    ] = "srquant",
+    python: Annotated[
+        str | None, typer.Option(help="Of --via litert-torch: the Python of an environment that has it.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Of --via litert-torch: folder of pictures to take the ranges from.")
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option(help="Of --via litert-torch: pictures to use, one crop each; by default 10.")
+    ] = None,
 ) -> None:
     """Write a network as an ONNX file, an OpenVINO model or a LiteRT (TFLite) file."""
     size = None if shape is None else _size(shape)
     if io not in ("uint8", "int8"):
         raise unknown("kind of pictures", io, ("uint8", "int8"))
+    if via not in _WRITERS:
+        raise unknown("writer", via, _WRITERS)
+    pictures = "int8" if io == "int8" else "uint8"
     from srquant import jobs
 
     form = jobs.check_format(target, to)
-    jobs.export(model, target, form, shape=size, io="int8" if io == "int8" else "uint8", allow_float=allow_float)
+    if via == "srquant":
+        if (python, data, images) != (None, None, None):
+            raise UserError("--python, --data and --images go with --via litert-torch only")
+        jobs.export(model, target, form, shape=size, io=pictures, allow_float=allow_float)
+    else:
+        if form != "litert":
+            raise UserError(f"--via litert-torch writes LiteRT files (.tflite), not '{form}'")
+        if python is None or data is None or size is None:
+            raise UserError("--via litert-torch needs --python PROGRAM, --data PICTURES and --shape HxW")
+        jobs.export_via_litert_torch(
+            model,
+            target,
+            python,
+            data,
+            size,
+            images=10 if images is None else images,
+            io=pictures,
+            allow_float=allow_float,
+            progress=output.Bars(),
+        )
     told = [("wrote", f"{target} ({target.stat().st_size / 1000:.0f} kB)")]
     if form == "litert":
         told += _told_by(target)

@@ -88,6 +88,15 @@ class LiteRTEngine:
         return _Interpreter(content, self._threads)
 
 
+def check_loads(content: bytes) -> None:
+    """Open a file once, as a runtime that is to run it does.
+
+    Raises:
+        UserError: the package is missing, or LiteRT cannot load the file.
+    """
+    _Interpreter(content, 1)
+
+
 class _Interpreter:
     """One loaded file."""
 

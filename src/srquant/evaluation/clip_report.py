@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Mapping
 from pathlib import Path
 
 from srquant.errors import missing_package
-from srquant.evaluation.clip_rows import FLOAT, SETS, Row, Study
+from srquant.evaluation.clip_rows import FLOAT, SCORES, SETS, Row, Study
 from srquant.files import atomic_path
 
 REPORT_FILE = "study.md"
@@ -15,7 +16,7 @@ TABLE_FILE = "study.csv"
 PLOT_FILE = "plot.png"
 SHEET_FILE = "patches.png"
 
-_COLUMNS = ("clip", "output", "pictures", "mode", "used", "lower", "upper", "psnr_rgb", "ssim_rgb", "psnr_y", "ssim_y")
+_COLUMNS = ("clip", "output", "pictures", "mode", "used", "lower", "upper", *SCORES, "bytes", "operations", "refused")
 _MARKS = {
     ("removed", "given"): "o",
     ("removed", "calibrated"): "s",
@@ -85,10 +86,10 @@ def table(study: Study) -> str:
     """The rows as CSV; empty fields where there is no number."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*_COLUMNS, "bytes", "operations", "refused"])
+    writer.writerow(_COLUMNS)
     for row in study.rows:
         one = row.variant
-        scores = [row.scores.get(name, "") for name in _COLUMNS[7:]]
+        scores = [row.scores.get(name, "") for name in SCORES]
         ends = row.range or ("", "")
         choices = [one.clip, one.output, one.pictures, one.mode, row.used]
         writer.writerow([*choices, *ends, *scores, row.bytes, row.operations, row.refused])
@@ -131,9 +132,8 @@ def _line(row: Row) -> str:
     return f"{start} {ends} | {_numbers(row.scores)} |"
 
 
-def _numbers(scores: object) -> str:
-    assert isinstance(scores, dict)
-    return " | ".join(f"{scores[name]:.{3 if name.startswith('psnr') else 4}f}" for name in _COLUMNS[7:])
+def _numbers(scores: Mapping[str, float]) -> str:
+    return " | ".join(f"{scores[name]:.{3 if name.startswith('psnr') else 4}f}" for name in SCORES)
 
 
 def _sizes(study: Study) -> list[str]:

@@ -6,7 +6,9 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, ConfigDict, FiniteFloat, NonNegativeInt, TypeAdapter, ValidationError
 
 from srquant.config import CalibrationConfig, QuantizationConfig, RangeMethod
 from srquant.errors import UserError
@@ -15,6 +17,8 @@ from srquant.files import atomic_path
 STUDY_FILE = "study.json"
 FLOAT = "float32"
 """Name of the network that is not quantised, among rows and forms."""
+SCORES = ("psnr_rgb", "ssim_rgb", "psnr_y", "ssim_y")
+"""Names of a row's scores."""
 
 SETS: Mapping[str, tuple[int | None, Mapping[str, Any]]] = {
     "1 natural": (1, {}),
@@ -27,6 +31,17 @@ SETS: Mapping[str, tuple[int | None, Mapping[str, Any]]] = {
     "tamed": (None, {"mode": "tame"}),
 }
 """Calibration pictures by name: how many of all, the first ones, and what becomes of them."""
+
+_STRICT = ConfigDict(extra="forbid")
+
+
+def _all_or_none(scores: Mapping[str, float]) -> Mapping[str, float]:
+    if scores and set(scores) != set(SCORES):
+        raise ValueError(f"allowed are none, or all of {', '.join(SCORES)}")
+    return scores
+
+
+Scores = Annotated[Mapping[str, FiniteFloat], AfterValidator(_all_or_none)]
 
 
 @dataclass(frozen=True)
@@ -55,6 +70,8 @@ class StudySettings:
 @dataclass(frozen=True)
 class Variant:
     """One combination; `pictures` is a key of the calibration sets."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     clip: Literal["removed", "kept"]
     output: Literal["given", "calibrated"]
@@ -90,18 +107,20 @@ class Row:
         variant: its choices.
         used: how many pictures it was calibrated on.
         range: of the output tensor before it is a picture; None where its grid is that of pictures.
-        scores: mean `psnr_rgb`, `ssim_rgb`, `psnr_y`, `ssim_y` over the set; none where it could not be quantised.
+        scores: means over the set by `SCORES`; none where it could not be quantised.
         bytes: of the packed weights.
         operations: of the integer graph.
         refused: why it could not be quantised; empty where it could.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
     variant: Variant
-    used: int = 0
-    range: tuple[float, float] | None = None
-    scores: Mapping[str, float] = field(default_factory=dict)
-    bytes: int = 0
-    operations: int = 0
+    used: NonNegativeInt = 0
+    range: tuple[FiniteFloat, FiniteFloat] | None = None
+    scores: Scores = field(default_factory=dict)
+    bytes: NonNegativeInt = 0
+    operations: NonNegativeInt = 0
     refused: str = ""
 
 
@@ -116,10 +135,12 @@ class Study:
         times: median milliseconds of a run, by form and engine.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
     facts: Mapping[str, Any]
-    float_scores: Mapping[str, float] = field(default_factory=dict)
+    float_scores: Scores = field(default_factory=dict)
     rows: tuple[Row, ...] = ()
-    times: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    times: Mapping[str, Mapping[str, FiniteFloat]] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         """Write `study.json`; whatever interrupts it, the file is whole."""
@@ -131,19 +152,33 @@ class Study:
         """The study of a folder, or None where none was begun.
 
         Raises:
-            UserError: the file cannot be read.
+            UserError: the file cannot be read, or is not one that `save` writes.
         """
         path = folder / STUDY_FILE
         if not path.exists():
             return None
         try:
-            told = json.loads(path.read_text(encoding="utf-8"))
-            rows = [{**row, "variant": Variant(**row["variant"])} for row in told.pop("rows")]
-            for row in rows:
-                row["range"] = row["range"] and tuple(row["range"])
-            return cls(**told, rows=tuple(Row(**row) for row in rows))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"'{path}' is not a readable clip study: take another folder, or remove it") from error
+            return _STUDY.validate_json(path.read_bytes())
+        except OSError as error:
+            reason = error.strerror
+        except ValidationError as error:
+            first = error.errors()[0]
+            reason = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"].lower())))
+        raise UserError(f"'{path}' is not a readable clip study ({reason}): take another folder, or remove it")
+
+
+def _consistent(study: Study) -> Study:
+    for row in study.rows:
+        if row.variant.pictures not in SETS:
+            raise ValueError(f"unknown pictures '{row.variant.pictures}'")
+        if bool(row.scores) == bool(row.refused):
+            raise ValueError("a row has either scores or a reason to be without")
+    if len({row.variant for row in study.rows}) != len(study.rows):
+        raise ValueError("a variant is there twice")
+    return study
+
+
+_STUDY = TypeAdapter(Annotated[Study, AfterValidator(_consistent)])
 
 
 def variants(count: int, *, clipped: bool) -> Iterator[Variant]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,8 +19,8 @@ from typing import Any
 from torch import fx
 
 import srquant
-from srquant.engines import Engine, installed_engines, open_engine
-from srquant.errors import UserError
+from srquant.engines import ENGINES, Engine, installed_engines, open_engine
+from srquant.errors import UserError, unknown
 from srquant.evaluation.clip_report import SHEET_FILE, check_plot, save_report
 from srquant.evaluation.clip_rows import FLOAT, SETS, STUDY_FILE, Row, Study, StudySettings, Variant, variants
 from srquant.evaluation.patches import Patch, sheet, worst_patches
@@ -66,17 +67,21 @@ def run_clip_study(
         The written files: the study, its tables and plot, and a sheet of the patches that lost most.
 
     Raises:
-        UserError: matplotlib is not installed, a picture cannot be used, the network cannot be quantised, the
-            folder cannot be made or holds another study.
+        UserError: matplotlib is not installed, the engine is unknown or cannot run the network, a picture cannot be
+            used, the network cannot be quantised, the folder cannot be made or holds another study; nothing is
+            written then.
     """
     check_plot()
+    if settings.engine not in ENGINES:
+        raise unknown("engine", settings.engine, ENGINES)
     pairs = open_set(benchmark, network.info.scale)
     crops = calibration_crops(pictures, network.info.scale, settings.calibration, network.info.channels)
+    study = _begun(folder, _facts(network, pairs, crops, settings))
+    _check_engine(network, crops, settings)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder '{folder}': {error.strerror}") from error
-    study = _begun(folder, _facts(network, pairs, crops, settings))
     study = _scored(study, network, pairs, crops, folder, settings, progress)
     if not study.times:
         study = replace(study, times=_times(network, crops, study, settings, progress))
@@ -84,6 +89,18 @@ def run_clip_study(
     written = [folder / STUDY_FILE, *save_report(study, folder), folder / SHEET_FILE]
     write_picture(written[-1], Picture(sheet(_patches(network, pairs, crops, settings)), None, False, None, None))
     return written
+
+
+def _check_engine(network: SRNetwork, crops: Sequence[Crop], settings: StudySettings) -> None:
+    """Open every form of the network.
+
+    Raises:
+        UserError: the engine's package is missing, it cannot run the network, or a layer cannot be quantised.
+    """
+    forms = {variant.form: variant for variant in variants(len(crops), clipped=_has_clip(network))}
+    for variant in forms.values():
+        quantized, _ = quantized_variant(network, crops, replace(variant, pictures="1 natural"), settings)
+        open_engine(quantized, settings.engine, threads=settings.threads)
 
 
 def _scored(
@@ -108,7 +125,7 @@ def _scored(
         for variant in wanted:
             if variant not in finished:
                 progress.note(f"{variant.form}, {variant.pictures}")
-                study = replace(study, rows=(*study.rows, _row(network, crops, variant, pairs, settings)))
+                study = replace(study, rows=(*study.rows, _row(network, crops, variant, pairs, settings, progress)))
                 study.save(folder)
             progress.advance()
     finally:
@@ -117,25 +134,30 @@ def _scored(
 
 
 def quantized_variant(
-    network: SRNetwork, crops: Sequence[Crop], variant: Variant, settings: StudySettings
+    network: SRNetwork,
+    crops: Sequence[Crop],
+    variant: Variant,
+    settings: StudySettings,
+    progress: Progress | None = None,
 ) -> tuple[QuantizedNetwork, int]:
-    """The network of a variant and the number of pictures it was calibrated on.
+    """The network of a variant and the number of pictures it was calibrated on; `progress` is warned of these alone.
 
     Raises:
         UserError: none is left, or a layer cannot be quantised.
     """
     most, changes = SETS[variant.pictures]
     config = settings.calibration.model_copy(update=dict(changes))
-    pictures, _ = representative(network, crops[:most], config)
+    pictures, _ = representative(network, crops[:most], config, progress)
     return quantize_network(network, variant.quantization(settings.ranges), pictures, Silent()), len(pictures)
 
 
 def _patches(network: SRNetwork, pairs: BenchmarkSet, crops: Sequence[Crop], settings: StudySettings) -> list[Patch]:
-    """Where the set loses most: a clip as converters leave it against one folded into a given grid."""
+    """Where the set loses most: as converters calibrate, with the clip if there is one, against a given grid."""
+    clip, removed = ("kept", "clip removed, ") if _has_clip(network) else ("removed", "")
     engines = {FLOAT: open_engine(network, "torch", threads=settings.threads)}
     for heading, variant in (
-        ("clip kept, min-max", Variant("kept", "calibrated", "all natural")),
-        ("clip removed, given", Variant("removed", "given", "all natural")),
+        ("clip kept, min-max" if removed else "min-max", Variant(clip, "calibrated", "all natural")),
+        (f"{removed}given", Variant("removed", "given", "all natural")),
     ):
         quantized, _ = quantized_variant(network, crops, variant, settings)
         engines[heading] = open_engine(quantized, settings.engine, threads=settings.threads)
@@ -143,7 +165,11 @@ def _patches(network: SRNetwork, pairs: BenchmarkSet, crops: Sequence[Crop], set
 
 
 def scores(engine: Engine, benchmark: BenchmarkSet) -> dict[str, float]:
-    """Mean PSNR and SSIM over a set, on RGB and on Y, with `scale` pixels shaved off."""
+    """Mean PSNR and SSIM over a set, on RGB and on Y, with `scale` pixels shaved off.
+
+    Raises:
+        UserError: a picture cannot be scored, or is met exactly, so that no mean is finite.
+    """
     scale = engine.info.scale
     found: dict[str, list[float]] = {}
     for pair in benchmark.pairs:
@@ -153,6 +179,8 @@ def scores(engine: Engine, benchmark: BenchmarkSet) -> dict[str, float]:
             protocol = Protocol(channel, scale)
             found.setdefault(f"psnr_{channel}", []).append(psnr(enlarged, high, protocol))
             found.setdefault(f"ssim_{channel}", []).append(ssim(enlarged, high, protocol))
+            if math.isinf(found[f"psnr_{channel}"][-1]):
+                raise UserError(f"'{pair.name}' is met exactly, its PSNR is infinite: leave it out of the set")
     return {name: fmean(values) for name, values in found.items()}
 
 
@@ -161,10 +189,16 @@ def _has_clip(network: SRNetwork) -> bool:
 
 
 def _row(
-    network: SRNetwork, crops: Sequence[Crop], variant: Variant, pairs: BenchmarkSet, settings: StudySettings
+    network: SRNetwork,
+    crops: Sequence[Crop],
+    variant: Variant,
+    pairs: BenchmarkSet,
+    settings: StudySettings,
+    progress: Progress,
 ) -> Row:
+    first = (variant.clip, variant.output) == ("removed", "given")
     try:
-        quantized, used = quantized_variant(network, crops, variant, settings)
+        quantized, used = quantized_variant(network, crops, variant, settings, progress if first else None)
     except UserError as error:
         return Row(variant, refused=str(error))
     engine = open_engine(quantized, settings.engine, threads=settings.threads)
@@ -235,7 +269,7 @@ def _facts(network: SRNetwork, pairs: BenchmarkSet, crops: Sequence[Crop], setti
         "set_sha256": digest.hexdigest(),
         "protocols": [str(Protocol(channel, network.info.scale)) for channel in ("rgb", "y")],
         "calibration_pictures": [crop.record for crop in crops],
-        **asdict(replace(settings)),
+        **asdict(settings),
         "calibration": settings.calibration.model_dump(),
     }
 

@@ -13,7 +13,7 @@ from srquant.imaging import BenchmarkSet
 from srquant.upscaling import upscale_rgb
 
 _SIDE = 48
-"""Of a patch in enlarged pixels, a multiple of every scale."""
+"""Of a patch in enlarged pixels, a multiple of every scale; smaller where a picture is."""
 _ZOOM = 4
 _GAP = 8
 _HEADING = 16
@@ -49,11 +49,12 @@ def worst_patches(engines: Mapping[str, Engine], benchmark: BenchmarkSet, count:
         views = {"low resolution": low.repeat(scale, axis=0).repeat(scale, axis=1)}
         views |= {heading: upscale_rgb(engine, low, None) for heading, engine in engines.items()}
         views["true"] = high
-        errors = [_errors(views[heading], high) for heading in engines]
+        side = min(_SIDE, *high.shape[:2])
+        errors = [_errors(views[heading], high, side) for heading in engines]
         losses = np.max(errors[1:], axis=0) - errors[0]
         for flat in np.argsort(-losses, axis=None, kind="stable")[:count]:
             row, column = divmod(int(flat), losses.shape[1])
-            rows, columns = (slice(start * _SIDE, (start + 1) * _SIDE) for start in (row, column))
+            rows, columns = (slice(start * side, (start + 1) * side) for start in (row, column))
             patch = {heading: view[rows, columns].copy() for heading, view in views.items()}
             found.append(Patch(pair.name, float(losses[row, column]), patch))
         found = sorted(found, key=lambda patch: -patch.loss)[:count]
@@ -77,9 +78,8 @@ def sheet(patches: Sequence[Patch]) -> Pixels:
     return np.asarray(image)
 
 
-def _errors(picture: Pixels, true: Pixels) -> np.ndarray:
+def _errors(picture: Pixels, true: Pixels, side: int) -> np.ndarray:
     """Mean squared error of every patch that fits whole, float64 [rows, columns]."""
-    side = min(_SIDE, *picture.shape[:2])
     rows, columns = (length // side for length in picture.shape[:2])
     square = (picture.astype(np.float64) - true)[: rows * side, : columns * side] ** 2
     return square.reshape(rows, side, columns, side, -1).mean((1, 3, 4))

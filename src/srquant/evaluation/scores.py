@@ -151,7 +151,7 @@ def _score(engine: Engine, benchmark: BenchmarkSet, protocol: Protocol, progress
         for pair in benchmark.pairs:
             low, high = pair.load(engine.info.scale)
             _check_shape(engine, pair.name, *low.shape[:2])
-            enlarged = upscale_rgb(engine, low, None)
+            enlarged = upscale_rgb(engine, low, None if engine.shape is None else "auto")
             images.append(ImageScore(pair.name, psnr(enlarged, high, protocol), ssim(enlarged, high, protocol)))
             progress.advance()
     finally:

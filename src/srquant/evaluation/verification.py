@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from srquant.engines import Engine, Model, Pixels, able_engines, open_engine
 from srquant.engines.exported import ExportedFile
 from srquant.errors import UserError
+from srquant.evaluation.flat_pictures import FlatPictures, judge_flat_pictures
 from srquant.imaging.colour import seen_by
 from srquant.integer import lower
 from srquant.integer.litert_kernels import unequal
@@ -31,9 +32,10 @@ class Verification:
         share: share of the values that differ at all.
         psnr: of the engine's picture to the reference's, in dB; inf when equal.
         left_in_float: operations that the engine does not compute in integers.
-        promised: whether the contract promises equality: ONNX Runtime for a network that is integer throughout,
-            LiteRT for one whose operations are all proven equal, and every engine for one with exact scales; none
-            for one with gates.
+        promised: whether the contract promises equality: LiteRT where its operations are all proven equal, with
+            exact scales too; of a network that is integer throughout ONNX Runtime, and every other engine where the
+            scales are exact.
+        flat: what the engine makes of flat pictures.
     """
 
     engine: str
@@ -42,6 +44,7 @@ class Verification:
     psnr: float
     left_in_float: tuple[str, ...]
     promised: bool
+    flat: FlatPictures
 
     @property
     def broken(self) -> bool:
@@ -86,7 +89,8 @@ def verify(
         found = []
         for name in engines:
             engine = open_engine(exported or model, name)
-            found.append(compare(engine, picture, wanted, promised=_is_promised(model, name)))
+            promised = _is_promised(model, name) and not (exported and exported.description.unequal)
+            found.append(compare(engine, picture, wanted, promised=promised))
             progress.advance()
     finally:
         progress.finish()
@@ -95,22 +99,38 @@ def verify(
 
 def _is_promised(model: QuantizedNetwork, engine: str) -> bool:
     """Whether the contract promises that an engine equals the reference."""
-    if model.gates():
-        return False
     graph = lower(model)
+    if graph.left_in_float():
+        return False
     if engine == "litert":
         return not unequal(prepare(graph))
-    return model.quantization.exact or (engine == "onnxruntime" and not graph.left_in_float())
+    return model.quantization.exact or engine == "onnxruntime"
 
 
 def compare(engine: Engine, picture: Pixels, wanted: Pixels, *, promised: bool = False) -> Verification:
-    """One engine against the reference's picture; one that takes a single shape runs it in tiles."""
+    """One engine against the reference's picture, and on flat ones; one that takes a single shape runs it in tiles."""
     found = engine.run(picture) if engine.shape is None else upscale_pixels(engine, picture)
     difference = np.abs(found.astype(np.int16) - wanted)
     mean_square = float(np.square(difference.astype(np.float64)).mean())
     psnr = math.inf if mean_square == 0 else 10 * math.log10(255**2 / mean_square)
-    share = float((difference > 0).mean())
-    return Verification(engine.name, int(difference.max()), share, psnr, tuple(engine.left_in_float()), promised)
+    share, left = float((difference > 0).mean()), tuple(engine.left_in_float())
+    flat = judge_flat_pictures(engine)
+    return Verification(engine.name, int(difference.max()), share, psnr, left, promised, flat)
+
+
+def judge_float(model: QuantizedNetwork, network: Model) -> FlatPictures:
+    """What the float network that an artefact came from makes of flat pictures.
+
+    Raises:
+        UserError: it is no float network, or not one of the artefact's shape.
+    """
+    if not isinstance(network, SRNetwork):
+        raise UserError("flat pictures are compared with a float network's; this one is quantised")
+    plain = network.collapsed()
+    if (plain.info, asdict(plain.config)) != (model.info, model.network_config):
+        told = f"{plain.info.name} x{plain.info.scale}, {model.info.name} x{model.info.scale}"
+        raise UserError(f"the float network and the artefact are not of one shape: {told}")
+    return judge_flat_pictures(open_engine(plain, "torch"))
 
 
 def drawn_picture(channels: int, height: int = 96, width: int = 128) -> Pixels:

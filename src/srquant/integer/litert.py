@@ -7,16 +7,17 @@ card.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
 
 from srquant.errors import UserError, unknown
 from srquant.integer import graph as ops
 from srquant.integer.graph import IntegerGraph
-from srquant.integer.litert_card import model_card
-from srquant.integer.litert_kernels import unequal
+from srquant.integer.litert_card import Described, model_card
+from srquant.integer.litert_kernels import refusal, unequal
 from srquant.integer.litert_operations import TRANSLATIONS
 from srquant.integer.litert_rewrites import prepare
 from srquant.integer.litert_writer import PictureKind, Writer
-from srquant.integer.onnx import describe_graph
 from srquant.networks.onnx import METADATA_KEY
 
 CARD_KEY = "MODEL_CARD"
@@ -39,26 +40,45 @@ def to_litert(
         allow_float: write operations without an integer form in float32 instead of refusing them.
 
     Raises:
-        UserError: the package is missing, the graph has gates or operations in float, or the network does not take
-            this size.
+        UserError: the package is missing, the graph has gates, operations in float or scales that XNNPACK does
+            not take, or the network does not take this size.
     """
     if io not in ("uint8", "int8"):
         raise unknown("kind of pictures", io, ("uint8", "int8"))
     check_exportable(graph, allow_float=allow_float)
     check_shape(graph.info.size_multiple, height, width)
-    writer = Writer(prepare(graph), height, width)
+    prepared = prepare(graph)
+    _check_ratios(prepared)
+    writer = Writer(prepared, height, width)
     picture = writer.picture(io)
     for operation in writer.graph.operations:
         TRANSLATIONS[type(operation)](writer, operation)
     enlarged, different = writer.enlarged(io), unequal(writer.graph)
-    description = json.loads(describe_graph(graph))
-    description["litert"] = {"shape": [height, width], "pictures": io, "unequal": different}
-    metadata = {
+    metadata = file_texts(graph, height, width, io, different)
+    return writer.file.finish({"picture": picture}, {"enlarged": enlarged}, file_name(graph), metadata)
+
+
+def file_texts(told: Described, height: int, width: int, io: PictureKind, different: Sequence[str]) -> dict[str, str]:
+    """The texts that a file carries: srquant's description of it and the model card.
+
+    Args:
+        told: what the file computes.
+        height: of the picture.
+        width: of the picture.
+        io: what pictures go in and come out as.
+        different: operations that are not proven equal to the integer reference.
+    """
+    plain = {"info": asdict(told.info), "halo": told.halo, "provenance": dict(told.provenance)}
+    description = {**plain, "litert": {"shape": [height, width], "pictures": io, "unequal": list(different)}}
+    return {
         METADATA_KEY: json.dumps(description, sort_keys=True),
-        CARD_KEY: model_card(graph, height, width, io, different),
+        CARD_KEY: model_card(told, height, width, io, different),
     }
-    name = f"srquant {graph.info.name} x{graph.info.scale}"
-    return writer.file.finish({"picture": picture}, {"enlarged": enlarged}, name, metadata)
+
+
+def file_name(told: Described) -> str:
+    """What a file says it is."""
+    return f"srquant {told.info.name} x{told.info.scale}"
 
 
 def check_exportable(graph: IntegerGraph, *, allow_float: bool = False) -> None:
@@ -79,6 +99,13 @@ def check_exportable(graph: IntegerGraph, *, allow_float: bool = False) -> None:
             f"{len(real)} operations have no integer form: {', '.join(real[:_FEW])}{more}; "
             "--allow-float (allow_float in Python) writes them in float32"
         )
+
+
+def _check_ratios(graph: IntegerGraph) -> None:
+    for operation in graph.operations:
+        reason = refusal(graph, operation)
+        if reason is not None:
+            raise UserError(f"{reason}; quantise the network on other pictures")
 
 
 def check_shape(multiple: int, height: int, width: int) -> None:

@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
-from srquant.integer.graph import IntegerGraph
+from srquant.networks.info import NetworkInfo
 
 
-def model_card(graph: IntegerGraph, height: int, width: int, io: str, unequal: Sequence[str]) -> str:
+class Described(Protocol):
+    """What is known of what a file computes: an integer graph, or the description of a network."""
+
+    @property
+    def info(self) -> NetworkInfo:
+        """The float network that it came from."""
+        ...
+
+    @property
+    def halo(self) -> int | None:
+        """Receptive-field radius, None when tiles cannot be exact."""
+        ...
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """Placement, quantisation, calibration, and the converter where that is not srquant."""
+        ...
+
+
+def model_card(graph: Described, height: int, width: int, io: str, unequal: Sequence[str]) -> str:
     """The card of a file for pictures of height x width pixels.
 
     Args:
@@ -27,7 +47,7 @@ def model_card(graph: IntegerGraph, height: int, width: int, io: str, unequal: S
     lines = [
         f"# {info.name} x{info.scale}, int8",
         "",
-        "Super-resolution network, quantised by srquant.",
+        f"Super-resolution network, quantised by {graph.provenance.get('converter', 'srquant')}.",
         "",
         f"- Input: `picture`, {io} [1, {height}, {width}, {info.channels}], rows from the top, {colours}; {pixels}.",
         f"- Output: `enlarged`, {io} {larger}, the same kind of pixels.",

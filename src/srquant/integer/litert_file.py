@@ -47,15 +47,20 @@ _VERSIONS = {
 class FileBuilder:
     """Gathers one graph; tensors are told by their index.
 
+    Args:
+        model: from `read_model`, to be continued; a new one by default.
+
+    Attributes:
+        graph: its tensors and operators (`SubGraphT`).
+
     Raises:
         UserError: the package is missing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: Any = None) -> None:
         self._schema = schema()
-        self._graph = self._schema.SubGraphT()
-        self._graph.tensors, self._graph.operators = [], []
-        self._buffers = [self._schema.BufferT()]
+        self._model = model or self._empty()
+        self.graph = self._model.subgraphs[0]
         self._codes: dict[str, int] = {}
         self._constants: dict[tuple[object, ...], int] = {}
 
@@ -87,8 +92,8 @@ class FileBuilder:
             grid.zeroPoint = np.full(len(grid.scale), zero_point, np.int64)
             grid.quantizedDimension = axis
             made.quantization = grid
-        self._graph.tensors.append(made)
-        return len(self._graph.tensors) - 1
+        self.graph.tensors.append(made)
+        return len(self.graph.tensors) - 1
 
     def constant(
         self,
@@ -104,7 +109,7 @@ class FileBuilder:
         if key not in self._constants:
             kind: Any = values.dtype.name
             index = self.tensor(name, values.shape, kind, scale, zero_point, axis)
-            self._graph.tensors[index].buffer = self._buffer(values.tobytes())
+            self.graph.tensors[index].buffer = self._buffer(values.tobytes())
             self._constants[key] = index
         return self._constants[key]
 
@@ -121,7 +126,10 @@ class FileBuilder:
             settings: fields of that table.
         """
         made = self._schema.OperatorT()
-        made.opcodeIndex = self._codes.setdefault(kind, len(self._codes))
+        if kind not in self._codes:
+            self._codes[kind] = len(self._model.operatorCodes)
+            self._model.operatorCodes.append(self._operator_code(kind))
+        made.opcodeIndex = self._codes[kind]
         made.inputs, made.outputs = list(inputs), [output]
         if options is not None:
             made.builtinOptionsType = getattr(self._schema.BuiltinOptions, options)
@@ -129,12 +137,12 @@ class FileBuilder:
             for field, value in settings.items():
                 assert hasattr(made.builtinOptions, field), field
                 setattr(made.builtinOptions, field, value)
-        self._graph.operators.append(made)
+        self.graph.operators.append(made)
         return output
 
     def shape(self, tensor: int) -> list[int]:
         """The shape of a tensor."""
-        return list(self._graph.tensors[tensor].shape)
+        return list(self.graph.tensors[tensor].shape)
 
     def finish(
         self, inputs: Mapping[str, int], outputs: Mapping[str, int], name: str, metadata: Mapping[str, str]
@@ -149,12 +157,11 @@ class FileBuilder:
         """
         import flatbuffers
 
-        schema, model = self._schema, self._schema.ModelT()
-        self._graph.name = b"main"
-        self._graph.inputs, self._graph.outputs = list(inputs.values()), list(outputs.values())
+        schema, model = self._schema, self._model
+        self.graph.name = b"main"
+        self.graph.inputs, self.graph.outputs = list(inputs.values()), list(outputs.values())
         model.version, model.description = _SCHEMA_VERSION, name.encode()
-        model.operatorCodes = [self._operator_code(kind) for kind in self._codes]
-        model.metadata = []
+        model.metadata = model.metadata or []
         for key, text in metadata.items():
             entry = schema.MetadataT()
             entry.name, entry.buffer = key.encode(), self._buffer(text.encode())
@@ -163,18 +170,23 @@ class FileBuilder:
         signature.signatureKey, signature.subgraphIndex = b"serving_default", 0
         signature.inputs, signature.outputs = self._tensor_maps(inputs), self._tensor_maps(outputs)
         model.signatureDefs = [signature]
-        model.subgraphs, model.buffers = [self._graph], self._buffers
-        size = sum(len(buffer.data) for buffer in self._buffers if buffer.data is not None)
+        size = sum(len(buffer.data) for buffer in model.buffers if buffer.data is not None)
         builder = flatbuffers.Builder(size + (1 << 16))
         builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
         content = bytes(builder.Output())
         return content + _seal(content)
 
+    def _empty(self) -> Any:
+        model, graph = self._schema.ModelT(), self._schema.SubGraphT()
+        graph.tensors, graph.operators = [], []
+        model.subgraphs, model.buffers, model.operatorCodes = [graph], [self._schema.BufferT()], []
+        return model
+
     def _buffer(self, content: bytes) -> int:
         made = self._schema.BufferT()
         made.data = np.frombuffer(content, np.uint8)
-        self._buffers.append(made)
-        return len(self._buffers) - 1
+        self._model.buffers.append(made)
+        return len(self._model.buffers) - 1
 
     def _operator_code(self, kind: str) -> Any:
         code, made = getattr(self._schema.BuiltinOperator, kind), self._schema.OperatorCodeT()
@@ -244,13 +256,18 @@ def _seal(content: bytes) -> bytes:
 
 def float_operators(content: bytes) -> list[str]:
     """Names of the tensors that operators of a file compute on real numbers; errors as of `read_model`."""
-    tables, model = schema(), read_model(content)
-    (graph,) = model.subgraphs
+    return [tensor for tensor, _ in real_operators(read_model(content))]
+
+
+def real_operators(model: Any) -> list[tuple[str, str]]:
+    """Of every operator that computes on real numbers, the tensor it makes and its kind; `model` from `read_model`."""
+    tables, graph = schema(), model.subgraphs[0]
+    kinds = {code: name for name, code in vars(tables.BuiltinOperator).items() if not name.startswith("_")}
     codes = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in model.operatorCodes]
     found = []
     for operator in graph.operators:
-        made = graph.tensors[operator.outputs[0]]
+        made, kind = graph.tensors[operator.outputs[0]], kinds[codes[operator.opcodeIndex]]
         reads_real = any(graph.tensors[i].type == tables.TensorType.FLOAT32 for i in operator.inputs if i >= 0)
-        if reads_real and codes[operator.opcodeIndex] != tables.BuiltinOperator.QUANTIZE:
-            found.append(made.name.decode())
+        if reads_real and kind != "QUANTIZE":
+            found.append((made.name.decode(), kind))
     return found

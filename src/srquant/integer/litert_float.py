@@ -70,11 +70,8 @@ class _Program:
         if amount == 0:
             return source
         _, height, width, channels = self.file.shape(source)
-        sides = self.file.constant(
-            f"sides_{amount}", np.array([[0, 0], [amount, amount], [amount, amount], [0, 0]], np.int32)
-        )
         shape = [1, height + 2 * amount, width + 2 * amount, channels]
-        return self.made("PAD", [source, sides], f"{step.output}_padded", shape, "PadOptions")
+        return self.made("PAD", [source, self.writer.sides(amount)], f"{step.output}_padded", shape, "PadOptions")
 
     def unary(self, step: program.Unary) -> int:
         source = self.held[step.input]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from srquant.integer import graph as ops
 from srquant.integer import reference
 from srquant.integer.graph import IntegerGraph, Operation
-from srquant.quantizers.agreement import agree
+from srquant.quantizers.agreement import TAKEN, Grids, Kind, agree, ratios
 from srquant.quantizers.grid import Grid
 
 _WEIGHTS = (64, 127, 96, 1)
@@ -49,10 +49,17 @@ class Scaling:
             lowest: code that the result does not fall below, where it is a fused ReLU.
         """
         sums = (codes.astype(np.int64) - source.zero_point) * self.weight.astype(np.int64)[:, None]
-        multiplier = np.float32(source.scale) * self.scale / np.float32(target.scale)
+        multiplier = self._multiplier(source, target)
         scaled = np.rint(sums.astype(np.float32) * multiplier[:, None]).astype(np.int64) + target.zero_point
         floor = target.maximum_code - 255 if lowest is None else lowest
         return np.clip(scaled, floor, target.maximum_code)
+
+    def is_taken(self, source: Grid, target: Grid) -> bool:
+        """Whether XNNPACK takes such a convolution."""
+        return bool((self._multiplier(source, target) < TAKEN["convolution"][1]).all())
+
+    def _multiplier(self, source: Grid, target: Grid) -> NDArray[np.float32]:
+        return np.float32(source.scale) * self.scale / np.float32(target.scale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +92,8 @@ def requantizer(graph: IntegerGraph, op: ops.Requantize) -> Scaling | None:
     source, target = graph.tensors[op.input].grid, graph.tensors[op.output].grid
     codes, wanted = all_codes(source), table_of(graph, op)
     scaling = _scaling(np.ones(1, np.float32), codes, wanted, source, target)
-    return scaling if (np.maximum(scaling.run(codes, source, target), 0) == wanted).all() else None
+    fits = (np.maximum(scaling.run(codes, source, target), 0) == wanted).all()
+    return scaling if fits and scaling.is_taken(source, target) else None
 
 
 def rectifier(graph: IntegerGraph, op: ops.LeakyRelu) -> Rectifier | None:
@@ -97,7 +105,8 @@ def rectifier(graph: IntegerGraph, op: ops.LeakyRelu) -> Rectifier | None:
     positive = _scaling(ones, codes[:, above], wanted[:, above], source, target)
     negative = _scaling(op.slope, codes[:, below], wanted[:, below], source, target)
     made = Rectifier("maximum" if op.slope.max() <= 1 else "sum", positive, negative)
-    return made if (made.run(codes, source, target) == wanted).all() else None
+    taken = positive.is_taken(source, target) and negative.is_taken(source, target)
+    return made if taken and (made.run(codes, source, target) == wanted).all() else None
 
 
 def table_of(graph: IntegerGraph, op: ops.LeakyRelu | ops.Lookup | ops.Requantize) -> NDArray[np.uint8]:
@@ -137,11 +146,32 @@ def is_equal(graph: IntegerGraph, op: Operation) -> bool:
     """Whether an operation, as it is written for LiteRT, gives the reference's codes for all codes."""
     if isinstance(op, ops.FLOAT_OPERATIONS):
         return False
-    target = graph.tensors[op.output].grid
     if isinstance(op, ops.Add | ops.Multiply):
-        kind = "add" if isinstance(op, ops.Add) else "multiply"
-        return agree(kind, (graph.tensors[op.left].grid, graph.tensors[op.right].grid, target))
-    return True
+        return agree(*_kind_and_grids(graph, op))
+    return refusal(graph, op) is None
+
+
+def refusal(graph: IntegerGraph, op: Operation) -> str | None:
+    """Why XNNPACK does not compute an operation, None where it does or another kernel gives near codes."""
+    if isinstance(op, ops.Convolution):
+        source, target = (np.float32(graph.tensors[name].grid.scale) for name in (op.input, op.output))
+        largest, bound = (source * op.weight_scale / target).max(), TAKEN["convolution"][1]
+    elif isinstance(op, ops.Add | ops.Multiply):
+        kind, grids = _kind_and_grids(graph, op)
+        largest, bound = max(ratios(kind, grids)), TAKEN[kind][1]
+    else:
+        return None
+    if largest < bound:
+        return None
+    return (
+        f"the scale of '{op.output}' is {largest:.4g} times finer than what it rounds ({type(op).__name__}), XNNPACK "
+        f"takes less than {bound:.0f}: it was next to nothing on the pictures that the ranges come from"
+    )
+
+
+def _kind_and_grids(graph: IntegerGraph, op: ops.Add | ops.Multiply) -> tuple[Kind, Grids]:
+    one, two, target = (graph.tensors[name].grid for name in (op.left, op.right, op.output))
+    return "add" if isinstance(op, ops.Add) else "multiply", (one, two, target)
 
 
 def all_codes(grid: Grid) -> NDArray[np.uint8]:

@@ -62,12 +62,7 @@ def _padded(writer: Writer, tensor: str, amount: int, name: str) -> int:
     _, height, width, channels = writer.file.shape(source)
     shape = [1, height + 2 * amount, width + 2 * amount, channels]
     made = writer.codes(name, shape, writer.graph.tensors[tensor].grid)
-    return writer.file.operator("PAD", [source, _sides(writer, amount)], made, "PadOptions")
-
-
-def _sides(writer: Writer, amount: int) -> int:
-    sides = np.array([[0, 0], [amount, amount], [amount, amount], [0, 0]], np.int32)
-    return writer.file.constant(f"sides_{amount}", sides)
+    return writer.file.operator("PAD", [source, writer.sides(amount)], made, "PadOptions")
 
 
 def _add(writer: Writer, op: ops.Add) -> None:
@@ -139,7 +134,7 @@ def _pad(writer: Writer, op: ops.Pad) -> None:
     _, height, width, channels = writer.file.shape(source)
     code = writer.file.constant(f"{op.output}_code", np.array([op.code + offset(grid)], np.int8), *label(grid))
     shape = [1, height + 2 * op.amount, width + 2 * op.amount, channels]
-    inputs = [source, _sides(writer, op.amount), code]
+    inputs = [source, writer.sides(op.amount), code]
     writer.write("PADV2", inputs, op.output, shape, "PadV2Options", within=True)
 
 

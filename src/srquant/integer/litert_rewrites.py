@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 
 from srquant.integer import graph as ops
 from srquant.integer.graph import IntegerGraph, Operation, Tensor
-from srquant.integer.rewrites import sink_shuffle
-from srquant.quantizers.agreement import agree
+from srquant.integer.rewrites import block_order, sink_shuffle
+from srquant.quantizers.agreement import TAKEN, agree
 from srquant.quantizers.grid import Grid
 
 _ONE = 64
 """The weight code that stands for 1: with the step 2^-6 every product is exact."""
+_MOST_COPIES = 256
+"""A summand of the weight 64 times this is read so many times over; sums stay below 2^24, and are exact."""
 _POINTWISE = (ops.Add, ops.Clip, ops.Lookup, ops.LeakyRelu, ops.Requantize)
 """What may be done to permuted channels as well, its constants permuted with them."""
 
@@ -50,13 +52,17 @@ def add_by_convolution(graph: IntegerGraph) -> IntegerGraph:
             continue
         assert isinstance(operation, ops.Add)
         left, right = tensors[operation.left], tensors[operation.right]
-        parts = [replace(left, name=f"{operation.output}_{n}", grid=_wide(left.grid)) for n in ("left", "right")]
-        both = replace(parts[0], name=f"{operation.output}_both", channels=2 * left.channels)
+        copies = [-(-weight // _ONE) for weight in weights]
+        parts = [
+            replace(left, name=f"{operation.output}_{name}", grid=_wide(left.grid), channels=left.channels * times)
+            for name, times in zip(("left", "right"), copies, strict=True)
+        ]
+        both = replace(parts[0], name=f"{operation.output}_both", channels=sum(part.channels for part in parts))
         tensors |= {tensor.name: tensor for tensor in (*parts, both)}
         operations += [
             *(_relabel(source, target) for source, target in zip((left, right), parts, strict=True)),
             ops.Concatenate(both.name, (parts[0].name, parts[1].name)),
-            _sum(operation.output, both, weights, right.grid),
+            _sum(operation.output, both, left.channels, weights, right.grid),
         ]
     return replace(graph, tensors=tensors, operations=tuple(operations))
 
@@ -71,13 +77,12 @@ class _Permutation:
         self.graph = graph
         self.tensors = dict(graph.tensors)
         self.operations = list(graph.operations)
+        self.moved: dict[tuple[str, bytes], str] = {}
 
     def run(self) -> IntegerGraph:
         for shuffle in self.graph.operations:
             if isinstance(shuffle, ops.PixelShuffle) and not shuffle.blocks_first:
-                channels, times = self.tensors[shuffle.input].channels, shuffle.factor**2
-                order = np.arange(channels).reshape(channels // times, times).T.ravel()
-                source = self.permute(shuffle.input, order)
+                source = self.permute(shuffle.input, block_order(self.tensors[shuffle.input].channels, shuffle.factor))
                 self.operations[self.operations.index(shuffle)] = replace(shuffle, input=source, blocks_first=True)
         return replace(self.graph, tensors=self.tensors, operations=tuple(self.operations))
 
@@ -85,11 +90,13 @@ class _Permutation:
         """Make a tensor's channels come in another order; the name of the tensor that has them so."""
         made = self.graph.producer(tensor)
         if not self.is_free(tensor):
-            moved = replace(self.tensors[tensor], name=f"{tensor}_permuted")
-            self.tensors[moved.name] = moved
-            place = 0 if made is None else self.place(made.output) + 1
-            self.operations.insert(place, _choose(self.graph, moved.name, tensor, order))
-            return moved.name
+            key = tensor, order.tobytes()
+            if key not in self.moved:
+                self.moved[key] = name = f"{tensor}_permuted{len(self.moved)}"
+                self.tensors[name] = replace(self.tensors[tensor], name=name)
+                place = 0 if made is None else self.place(made.output) + 1
+                self.operations.insert(place, _choose(self.graph, name, tensor, order))
+            return self.moved[key]
         place = self.place(tensor)
         operation = self.operations[place]
         if isinstance(operation, ops.Convolution):
@@ -133,19 +140,22 @@ def _choose(graph: IntegerGraph, output: str, source: str, order: NDArray[np.int
 
 
 def _relabel(source: Tensor, target: Tensor) -> ops.Convolution:
-    """A depthwise convolution that leaves the codes as they are and gives them another grid."""
-    weight = np.full((source.channels, 1, 1, 1), _ONE, np.int8)
+    """A depthwise convolution that leaves the codes as they are and gives them another grid; repeats the channels."""
+    weight = np.full((target.channels, 1, 1, 1), _ONE, np.int8)
     shift = _ONE * (source.grid.zero_point - target.grid.zero_point)
     scale = np.float32(target.grid.scale) / np.float32(source.grid.scale) / _ONE
-    bias = np.full(source.channels, shift, np.int32)
+    bias = np.full(target.channels, shift, np.int32)
     return _pointwise(target.name, source.name, weight, bias, float(scale), groups=source.channels)
 
 
-def _sum(output: str, both: Tensor, weights: tuple[int, int], right: Grid) -> ops.Convolution:
-    """The sum of the two halves of a tensor, the right one on a grid of its own although it is told another."""
-    half = both.channels // 2
-    weight = np.concatenate([np.eye(half, dtype=np.int8) * np.int8(w) for w in weights], axis=1)[..., None, None]
-    bias = np.full(half, weights[1] * (both.grid.zero_point - right.zero_point), np.int32)
+def _sum(output: str, both: Tensor, channels: int, weights: tuple[int, int], right: Grid) -> ops.Convolution:
+    """The sum of the two parts of a tensor, the right one on a grid of its own although it is told another.
+
+    The channels of a part are repeated where one weight code does not hold the weight.
+    """
+    columns = [np.eye(channels, dtype=np.int8).repeat(-(-w // _ONE), axis=1) * np.int8(min(w, _ONE)) for w in weights]
+    weight = np.concatenate(columns, axis=1)[..., None, None]
+    bias = np.full(channels, weights[1] * (both.grid.zero_point - right.zero_point), np.int32)
     return _pointwise(output, both.name, weight, bias, 1 / weights[0])
 
 
@@ -157,13 +167,15 @@ def _pointwise(
 
 
 def _summing_weights(graph: IntegerGraph, add: ops.Add) -> tuple[int, int] | None:
-    """Weight codes whose ratio is that of the summands' scales; None where LiteRT's addition is right or none fit."""
+    """Weights whose ratio is that of the summands' scales; None where LiteRT's addition is right or none fit."""
     grids = graph.tensors[add.left].grid, graph.tensors[add.right].grid, graph.tensors[add.output].grid
     if not all(_is_power_of_two(grid.scale) for grid in grids) or agree("add", grids):
         return None
     ratio = grids[0].scale / grids[1].scale
     weights = (max(1, round(ratio)), max(1, round(1 / ratio)))
-    return weights if max(weights) <= _ONE else None
+    multiplier = grids[0].scale / weights[0] / grids[2].scale
+    fits = max(weights) <= _ONE * _MOST_COPIES and multiplier < TAKEN["convolution"][1]
+    return weights if fits else None
 
 
 def _wide(grid: Grid) -> Grid:

@@ -95,6 +95,11 @@ class Writer:
         made = self.codes(name, self.file.shape(source), grid)
         return self.file.operator(kind, [source, end], made, "MaximumMinimumOptions")
 
+    def sides(self, amount: int) -> int:
+        """The constant that tells a padding to add `amount` rows and columns on every side."""
+        sides = np.array([[0, 0], [amount, amount], [amount, amount], [0, 0]], np.int32)
+        return self.file.constant(f"sides_{amount}", sides)
+
     def codes(self, name: str, shape: Sequence[int], grid: Grid) -> int:
         """Add a tensor of codes of a grid."""
         return self.file.tensor(name, shape, "int8", *label(grid))

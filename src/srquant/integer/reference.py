@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from srquant.integer import gated, program
 from srquant.integer import graph as ops
 from srquant.integer.graph import IntegerGraph, Operation
+from srquant.quantizers.agreement import Grids, add_reference, multiply_reference
 from srquant.quantizers.grid import Grid
 
 Codes = NDArray[np.uint8]
@@ -78,22 +79,16 @@ def accumulate(op: ops.Convolution, codes: Codes, zero_point: int) -> NDArray[np
 
 
 def _add(graph: IntegerGraph, op: ops.Add, values: _Inputs) -> Codes:
-    left, right = graph.tensors[op.left].grid, graph.tensors[op.right].grid
-    target = graph.tensors[op.output].grid
-    left_ratio = np.float32(left.scale) / np.float32(target.scale)
-    right_ratio = np.float32(right.scale) / np.float32(target.scale)
-    zero = _multiply_add(left_ratio, left.zero_point, right_ratio * np.float32(right.zero_point))
-    total = _multiply_add(values[op.right], right_ratio, np.float32(target.zero_point) - zero)
-    total = _multiply_add(values[op.left], left_ratio, total)
-    return _saturate(np.rint(total), target)
+    return add_reference(values[op.left], values[op.right], _grids(graph, op))
 
 
 def _multiply(graph: IntegerGraph, op: ops.Multiply, values: _Inputs) -> Codes:
-    left, right = graph.tensors[op.left].grid, graph.tensors[op.right].grid
-    target = graph.tensors[op.output].grid
-    ratio = np.float32(left.scale) * np.float32(right.scale) / np.float32(target.scale)
-    product = _centred(values[op.left], left) * _centred(values[op.right], right)
-    return _saturate(np.rint(product * ratio + np.float32(target.zero_point)), target)
+    return multiply_reference(values[op.left], values[op.right], _grids(graph, op))
+
+
+def _grids(graph: IntegerGraph, op: ops.Add | ops.Multiply) -> Grids:
+    left, right, target = (graph.tensors[name].grid for name in (op.left, op.right, op.output))
+    return left, right, target
 
 
 def _leaky_relu(graph: IntegerGraph, op: ops.LeakyRelu, values: _Inputs) -> Codes:
@@ -178,8 +173,3 @@ def _centred(codes: Codes, grid: Grid) -> Values:
 
 def _saturate(codes: NDArray[Any], grid: Grid, lowest: int = 0) -> Codes:
     return np.clip(codes, lowest, grid.maximum_code).astype(np.uint8)
-
-
-def _multiply_add(a: Any, b: Any, c: Any) -> Any:
-    """Fused a*b + c for a code and two float32: exact in float64, rounded once to float32."""
-    return np.float32(np.asarray(a, np.float64) * np.float64(b) + np.asarray(c, np.float64))

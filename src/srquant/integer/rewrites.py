@@ -95,6 +95,12 @@ def _sunk_weight(weight: NDArray[np.int8], padding: int, factor: int) -> NDArray
     return sunk.reshape(outputs * factor**2, inputs * factor**2, 2 * reach + 1, 2 * reach + 1)
 
 
+def block_order(channels: int, factor: int) -> NDArray[np.int64]:
+    """The order of the channels in front of a pixel shuffle that makes it one with blocks first."""
+    times = factor**2
+    return np.arange(channels).reshape(channels // times, times).T.ravel()
+
+
 def blocks_first(graph: IntegerGraph) -> IntegerGraph:
     """shuffle(conv(x)) -> shuffle'(conv'(x)) with the outputs of the convolution permuted."""
     operations: list[Operation] = list(graph.operations)
@@ -104,8 +110,7 @@ def blocks_first(graph: IntegerGraph) -> IntegerGraph:
         conv = graph.producer(shuffle.input)
         if not isinstance(conv, Convolution) or conv.groups != 1 or len(graph.readers(shuffle.input)) != 1:
             continue
-        outputs, times = conv.weight.shape[0], shuffle.factor**2
-        order = np.arange(outputs).reshape(outputs // times, times).T.ravel()
+        order = block_order(conv.weight.shape[0], shuffle.factor)
         operations[i] = replace(shuffle, blocks_first=True)
         operations[operations.index(conv)] = replace(
             conv, weight=conv.weight[order], bias=conv.bias[order], weight_scale=conv.weight_scale[order]

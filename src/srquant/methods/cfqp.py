@@ -17,6 +17,7 @@ rules and constants below are ours, and no number here is to be ascribed to the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ from srquant.config import CalibrationConfig
 from srquant.errors import UserError
 from srquant.imaging.crops import Crop
 from srquant.networks.info import SRNetwork
+from srquant.progress import Progress
 from srquant.quantizers.folding import fold
 
 PEAK = 255.0
@@ -60,8 +62,14 @@ class Overshoot:
 
     @classmethod
     def of(cls, output: Tensor) -> Overshoot:
-        """Of an unclipped output, float32 of any shape."""
+        """Of an unclipped output, float32 of any shape.
+
+        Raises:
+            UserError: it holds NaN or infinite values.
+        """
         lowest, highest = map(float, torch.aminmax(output))
+        if not (math.isfinite(lowest) and math.isfinite(highest)):
+            raise UserError(f"the network's output is not finite, {lowest}..{highest}: is the network damaged?")
         below, above = (float(outside.double().mean()) for outside in (output < 0, output > PEAK))
         return cls(lowest, highest, below, above)
 
@@ -85,6 +93,11 @@ class Tamed:
     gain: float
     offset: float
     output: Overshoot
+
+    @property
+    def within(self) -> bool:
+        """Whether the output stopped overshooting, but for what rounding hides."""
+        return self.output.stays_within(_SLACK)
 
 
 def augment(pictures: Iterable[Tensor], config: CalibrationConfig) -> Iterator[Tensor]:
@@ -113,6 +126,12 @@ def tame(network: Function, picture: Tensor) -> Tamed:
     Args:
         network: unclipped.
         picture: uint8 [1, C, H, W].
+
+    Returns:
+        The last round's picture; its output may still overshoot, see `Tamed.within`.
+
+    Raises:
+        UserError: an output is not finite.
     """
     gain, offset, tamed = 1.0, 0.0, picture
     output = Overshoot.of(network(picture.float()))
@@ -128,7 +147,7 @@ def tame(network: Function, picture: Tensor) -> Tamed:
 
 
 def representative(
-    network: SRNetwork, crops: Sequence[Crop], config: CalibrationConfig
+    network: SRNetwork, crops: Sequence[Crop], config: CalibrationConfig, progress: Progress | None = None
 ) -> tuple[list[Tensor], list[dict[str, object]]]:
     """The pictures to calibrate on, by the augmentation and the mode of `config`.
 
@@ -136,12 +155,14 @@ def representative(
         network: float; run by the modes `select` and `tame` alone.
         crops: from `srquant.imaging.crops`.
         config: how they were chosen, and what is to become of them.
+        progress: warned of tamed pictures that overshoot still.
 
     Returns:
-        The pictures, uint8 [1, C, H, W] each, and what is to be recorded of each.
+        The pictures, uint8 [1, C, H, W] each, and what is to be recorded of each; `overshoots` is told of those alone
+        that taming left so.
 
     Raises:
-        UserError: mode `select` leaves no picture.
+        UserError: mode `select` leaves no picture, or an output is not finite.
     """
     pictures = augment((torch.from_numpy(crop.pixels.copy()).permute(2, 0, 1)[None] for crop in crops), config)
     records = [crop.record for crop in crops]
@@ -155,7 +176,8 @@ def representative(
             if config.mode == "tame":
                 tamed = tame(unclipped, picture)
                 kept.append(tamed.picture)
-                told.append({**record, "gain": round(tamed.gain, 6), "offset": round(tamed.offset, 4)})
+                how: dict[str, object] = {"gain": round(tamed.gain, 6), "offset": round(tamed.offset, 4)}
+                told.append({**record, **how} if tamed.within else {**record, **how, "overshoots": True})
             elif Overshoot.of(unclipped(picture.float())).stays_within():
                 kept.append(picture)
                 told.append(record)
@@ -163,6 +185,12 @@ def representative(
         raise UserError(
             f"mode 'select' leaves none of {len(crops)} pictures: each one's output overshoots 0..255; "
             "mode 'range' needs no selection, 'tame' changes the pictures instead"
+        )
+    untamed = sum("overshoots" in record for record in told)
+    if untamed and progress is not None:
+        progress.warn(
+            f"{untamed} of {len(told)} pictures still leave 0..255 after {_ROUNDS} rounds of taming; "
+            "mode 'range' needs no taming"
         )
     return kept, told
 

@@ -6,6 +6,7 @@ only extremes are kept.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from srquant.config import QuantizationConfig
+from srquant.errors import UserError
 from srquant.methods.cfqp import FEWEST, PEAK, Overshoot
 from srquant.networks.info import SRNetwork
 from srquant.progress import Progress
@@ -90,6 +92,8 @@ class _Extremes:
 
     def see(self, values: Tensor, number: int) -> None:
         low, high = map(float, torch.aminmax(values.detach()))
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise UserError(f"the activation range {low}..{high} is not finite: is the network damaged?")
         self.lows = sorted([*self.lows, (low, number)])[:2]
         self.highs = sorted([*self.highs, (high, number)], reverse=True)[:2]
 
@@ -117,7 +121,7 @@ def overshoot_report(
         progress: told of every picture.
 
     Raises:
-        UserError: a layer cannot be quantised, so that its tensors have no place.
+        UserError: a layer cannot be quantised, so that its tensors have no place, or a tensor is not finite.
     """
     quantized = QuantizedNetwork(network, QuantizationConfig()).train()  # in training mode nothing is rounded
     (end,) = quantized.graph.graph.find_nodes(op="output")

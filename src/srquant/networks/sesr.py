@@ -158,11 +158,14 @@ def _check_anchor(state: Mapping[str, Tensor]) -> None:
     for key, tensor in state.items():
         if key.startswith(_PORT_ANCHOR):
             plain = tensor.detach().float()
-            wanted = torch.zeros(len(plain)) if plain.dim() == 1 else _repeated(plain)
-            if not torch.equal(plain, wanted):
+            wanted = torch.zeros_like(plain) if plain.dim() == 1 else _repeated(plain)
+            if wanted.numel() == 0 or not torch.equal(plain, wanted):
                 raise UserError(f"'{key}' is not nearest-neighbour enlargement")
 
 
 def _repeated(weight: Tensor) -> Tensor:
-    colours = weight.shape[1] if weight.dim() == 4 else 1
+    """The anchor of the shape of `weight`, where there is one; else nothing."""
+    if weight.dim() != 4 or weight.shape[1] == 0:
+        return torch.empty(0)
+    colours = weight.shape[1]
     return torch.eye(colours).repeat_interleave(max(len(weight) // colours, 1), dim=0)[..., None, None]

@@ -12,10 +12,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, fx, nn
 
-from srquant.networks.layers import Anchor, ChannelAffine
+from srquant.networks.layers import Anchor, CentredSigmoid, ChannelAffine
 from srquant.quantizers.layers import InputShift
 
-_TABLES = (nn.Tanh, nn.Sigmoid, nn.SiLU)
+_TABLES = (nn.Tanh, nn.Sigmoid, nn.SiLU, CentredSigmoid)
 _ROUNDING = 1e-12
 """How far from 1 the product of a factor and its inverse may be."""
 

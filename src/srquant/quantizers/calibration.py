@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from srquant.config import QuantizationConfig
 from srquant.networks.info import SRNetwork
@@ -18,14 +18,17 @@ from srquant.quantizers.weight_rounding import round_weights
 _JUDGES = 24
 """Crops that channels are equalised on, and that decide whether it helped."""
 
+_SIDE = 192
+"""Of these crops, at most: gradients through the whole network need much memory."""
+
 
 def quantize_network(
     network: SRNetwork, quantization: QuantizationConfig, crops: Sequence[Tensor], progress: Progress
 ) -> QuantizedNetwork:
     """Choose all grids and codes of a network.
 
-    With `equalize`, the grids are chosen with and without equalised channels, and those are kept that come nearer to
-    the float network on some of the crops, by mean squared error. Then the weights are rounded.
+    With `equalize`, this is done with and without equalised channels, and what comes nearer to the float network on
+    some of the crops is kept, by mean squared error.
 
     Args:
         network: the float network; it is not changed.
@@ -36,11 +39,15 @@ def quantize_network(
     Raises:
         UserError: a layer cannot be quantised, or an activation is not finite.
     """
-    chosen = _calibrated(QuantizedNetwork(network, quantization, join_sum=True), crops, progress)
-    if quantization.equalize:
-        chosen = _nearer_of_two(network, chosen, crops, progress)
-    compensate(chosen, crops, progress)
-    return chosen
+    plain = QuantizedNetwork(network, quantization, join_sum=True)
+    _calibrate(plain, crops, progress)
+    if not quantization.equalize:
+        return plain
+    judges = [crop[..., :_SIDE, :_SIDE] for crop in crops[:: -(-len(crops) // _JUDGES)]]
+    equalized = QuantizedNetwork(network, quantization, equalized_on=judges, join_sum=True)
+    _calibrate(equalized, crops, progress)
+    equalized.equalized = True
+    return _nearest(fold(network.collapsed()), (plain, equalized), judges)
 
 
 def compensate(network: QuantizedNetwork, crops: Sequence[Tensor], progress: Progress) -> None:
@@ -50,29 +57,24 @@ def compensate(network: QuantizedNetwork, crops: Sequence[Tensor], progress: Pro
             round_weights(network.convolutions().values(), network, pictures())
 
 
-def _nearer_of_two(
-    network: SRNetwork, plain: QuantizedNetwork, crops: Sequence[Tensor], progress: Progress
-) -> QuantizedNetwork:
-    """The calibrated network, or one with equalised channels."""
-    judges = [crop.float() for crop in crops[:: -(-len(crops) // _JUDGES)]]
-    equalized = QuantizedNetwork(network, plain.quantization, equalized_on=judges, join_sum=True)
-    _calibrated(equalized, crops, progress)
-    reference = fold(network.collapsed())
+def _nearest(reference: nn.Module, candidates: Sequence[QuantizedNetwork], crops: Sequence[Tensor]) -> QuantizedNetwork:
+    """The first of the candidates whose pictures are nearest to those of the float network."""
+    errors = [0.0] * len(candidates)
     with torch.inference_mode():
-        wanted = [reference(crop).clamp(0, 255) for crop in judges]
-        errors = [
-            sum(float((one(crop) - y).square().mean()) for crop, y in zip(judges, wanted, strict=True))
-            for one in (plain, equalized)
-        ]
-    equalized.equalized = True
-    return equalized if errors[1] < errors[0] else plain
+        for crop in crops:
+            wanted = reference(crop.float()).clamp(0, 255)
+            for number, candidate in enumerate(candidates):
+                errors[number] += float((candidate(crop.float()) - wanted).square().mean())
+    return candidates[errors.index(min(errors))]
 
 
-def _calibrated(network: QuantizedNetwork, crops: Sequence[Tensor], progress: Progress) -> QuantizedNetwork:
+def _calibrate(network: QuantizedNetwork, crops: Sequence[Tensor], progress: Progress) -> None:
+    """Choose grids and codes of a network."""
     passes = 1 if network.quantization.ranges == "minmax" else 2
     with _told("calibrating", crops, passes, progress) as pictures:
         network.calibrate(pictures)
-    return network.eval()
+    network.eval()
+    compensate(network, crops, progress)
 
 
 @contextmanager

@@ -109,7 +109,7 @@ def read_calibration_file(path: Path) -> CalibrationFile:
         told = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read '{path}': {error.strerror}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"'{path}' is no calibration file: {error}") from error
     if not isinstance(told, dict):
         raise UserError(f"'{path}' is no calibration file: it holds no table of keys")

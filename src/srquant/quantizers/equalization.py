@@ -37,7 +37,7 @@ def equalizing_factors(graph_module: fx.GraphModule, crops: Iterable[Tensor]) ->
 
     Args:
         graph_module: from `fold`, before quantisers are inserted.
-        crops: yields float32 [1, C, H, W], pixel values 0..255.
+        crops: yields [1, C, H, W], pixel values 0..255 of any type.
     """
     groups = ChannelGroups(graph_module)
     statistics = measure(graph_module, crops)

@@ -13,7 +13,7 @@ from srquant.config import QuantizationConfig
 from srquant.errors import UserError
 from srquant.networks.cost import halo
 from srquant.networks.info import NetworkInfo, SRNetwork
-from srquant.quantizers.agreement import settle
+from srquant.quantizers.agreement import settle, widen
 from srquant.quantizers.clipping import calibrate_output
 from srquant.quantizers.equalization import ChannelFactors, equalizing_factors, rescale
 from srquant.quantizers.folding import fold, in_pixel_units
@@ -204,6 +204,7 @@ class QuantizedNetwork(nn.Module):
         self.ranges = {name: ranges[name] for name in free}
         for name, quantizer in free.items():
             quantizer.grid = grid_from_range(*ranges[name], quantizer.bits, exact=self.quantization.exact)
+        widen(self.graph, exact=self.quantization.exact)
         if not self.quantization.exact:
             settle(self.graph)
         for convolution in self.convolutions().values():

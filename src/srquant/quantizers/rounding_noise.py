@@ -65,7 +65,7 @@ def measure(graph_module: fx.GraphModule, crops: Iterable[Tensor]) -> dict[fx.No
 
     Args:
         graph_module: a folded network.
-        crops: yields float32 [1, C, H, W], pixel values 0..255; one at a time in memory.
+        crops: yields [1, C, H, W], pixel values 0..255 of any type; their float32 form is in memory one at a time.
     """
     found: dict[fx.Node, Statistics] = {}
     random = torch.Generator().manual_seed(0)
@@ -92,7 +92,7 @@ def measure(graph_module: fx.GraphModule, crops: Iterable[Tensor]) -> dict[fx.No
     with torch.enable_grad():
         for crop in crops:
             count += 1
-            output = Watcher(graph_module).run(crop.clone().requires_grad_())
+            output = Watcher(graph_module).run(crop.detach().float().clone().requires_grad_())
             for left in reversed(range(_PROJECTIONS)):
                 projected = (output * torch.randn(output.shape, generator=random)).sum()
                 projected.backward(retain_graph=left > 0)

@@ -55,7 +55,7 @@ class PatchMoments:
         patches = windows[:, place // windows.shape[2], place % windows.shape[2]]
         for block, squares in zip(self.blocks, self.squares, strict=True):
             rows = functional.pad(patches[block].transpose(0, 1).flatten(1), (0, 1), value=1.0)
-            squares += (rows.T @ rows).double() / _PATCHES
+            squares += rows.T.double() @ rows.double() / _PATCHES
 
 
 def round_weights(convolutions: Iterable[QuantConv2d], network: nn.Module, crops: Iterable[Tensor]) -> None:

@@ -52,7 +52,10 @@ def check_tile(engine: Engine, tile: Tile) -> None:
             looks at the whole picture, or it is a number and the engine takes one shape only.
     """
     if engine.shape is not None and not (tile is None or tile == "auto"):
-        raise UserError(f"'{engine.name}' takes tiles of {_size(engine.shape)} only: tile has to be 'auto'")
+        raise UserError(
+            f"'{engine.name}' takes tiles of {_size(engine.shape)} only: tile has to be 'auto', "
+            "or whole (None in Python) for pictures of just that size"
+        )
     if tile is None or (isinstance(tile, str) and tile == "auto"):
         return
     if isinstance(tile, bool) or not isinstance(tile, (int, np.integer)) or tile < 1:
@@ -68,7 +71,7 @@ def count_tiles(engine: Engine, height: int, width: int, tile: Tile) -> int:
     """How many runs `upscale_pixels` needs for a picture of height x width LR pixels.
 
     Raises:
-        UserError: as `check_tile`.
+        UserError: as `check_tile`, or `tile` is None and the engine takes pictures of another shape only.
     """
     rows, columns = _plan(engine, height, width, tile)
     return len(rows) * len(columns)
@@ -91,7 +94,7 @@ def upscale_pixels(
         uint8 [scale*H, scale*W, C].
 
     Raises:
-        UserError: as `check_tile`, `picture` is no such array, or it has not the shape that an engine needs whose
+        UserError: as `count_tiles`, `picture` is no such array, or it has not the shape that an engine needs whose
             network looks at the whole picture.
     """
     channels = engine.info.channels
@@ -117,6 +120,11 @@ def _plan(engine: Engine, height: int, width: int, tile: Tile) -> tuple[list[_Sp
     """The pieces of the rows and of the columns."""
     check_tile(engine, tile)
     if engine.shape is not None:
+        if tile is None and (height, width) != engine.shape:
+            raise UserError(
+                f"'{engine.name}' takes pictures of {_size(engine.shape)} only, {_size((height, width))} is not taken "
+                "as a whole: tile has to be 'auto'"
+            )
         return _fixed_plan(engine, engine.shape, height, width)
     side = _automatic(engine, height, width) if tile == "auto" else tile
     multiple, halo = engine.info.size_multiple, engine.halo or 0
