@@ -1,0 +1,69 @@
+"""`srquant verify` and flat pictures: what is told, and when the exit code is 1."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from small_quantized import float_network, quantized_network
+from typer.testing import CliRunner, Result
+
+from srquant.cli.app import app, main
+from srquant.engines import open_engine
+from srquant.evaluation.flat_pictures import judge_flat_pictures
+from srquant.networks.loading import save_network
+from srquant.quantizers import save_artefact
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("verifying")
+    for key in ("abpn_x3", "edsr_x2"):
+        save_network(float_network(key), folder / f"{key}.safetensors")
+        for bits in (2, 8):
+            save_artefact(quantized_network(key, bits), folder / f"{key}_{bits}.safetensors")
+    return folder
+
+
+def verify(*args: object) -> Result:
+    return CliRunner().invoke(app, ["verify", *map(str, args), "--engine", "onnxruntime"], env={"COLUMNS": "200"})
+
+
+@pytest.mark.parametrize("key", ["abpn_x3", "edsr_x2"])
+@pytest.mark.parametrize("bits", [2, 8])
+def test_the_exit_code_tells_who_is_worse_than_the_float_network(key: str, bits: int, place: Path) -> None:
+    artefact, checkpoint = place / f"{key}_{bits}.safetensors", place / f"{key}.safetensors"
+    wanted = judge_flat_pictures(open_engine(float_network(key), "torch"))
+    found = judge_flat_pictures(open_engine(quantized_network(key, bits), "onnxruntime"))
+    alone, against = verify(artefact), verify(artefact, "--float", checkpoint)
+    assert alone.exit_code == 0
+    assert f"flat pictures, as run  {found}" in alone.output
+    assert ("--float CHECKPOINT" in alone.output) == bool(found.faults())
+    assert against.exit_code == (1 if found.faults(wanted) else 0)
+    assert f"flat pictures, float network  {wanted}" in against.output
+
+
+def test_low_bits_are_worse_than_the_float_network(place: Path) -> None:
+    assert verify(place / "edsr_x2_2.safetensors", "--float", place / "edsr_x2.safetensors").exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "message"),
+    [
+        ("edsr_x2.safetensors", "not of one shape: edsr x2, abpn x3"),
+        ("abpn_x3_8.safetensors", "this one is quantised"),
+        ("missing.safetensors", "no such file"),
+    ],
+)
+def test_a_wrong_checkpoint_is_one_line(
+    checkpoint: str, message: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.setattr("sys.argv", ["srquant", "verify", "abpn_x3_8.safetensors", "--float", checkpoint])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    told = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert told.startswith("error: ")
+    assert told.count("\n") == 1
+    assert message in told
