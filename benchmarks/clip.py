@@ -3,8 +3,9 @@
     python benchmarks/clip.py --model abpn_x3.safetensors --calibration FOLDER [--images 10] [--size 360x640]
         [--threads 1 2] [--rounds 40] [--into README.md]
 
-Three forms: the clip removed, which the saturating output makes superfluous; kept as an operation of its own; kept,
-with an output grid from the values as converters choose it. All files, on both engines, run in this process, one
+Forms: the clip removed, which the saturating output makes superfluous; kept, as srquant computes it; kept, with an
+output grid from the values; and on LiteRT that grid with the two operations of published files, MINIMUM and a RELU
+between two grids. All files, on both engines, run in this process, one
 after the other in every round and in an order drawn anew, first with one number of threads and then with the next.
 Pictures go in and come out as uint8.
 """
@@ -22,12 +23,14 @@ import tables
 
 import srquant
 from srquant.evaluation.verification import drawn_picture
+from srquant.integer.litert_file import FileBuilder, read_model, schema
 from srquant.networks import SRNetwork
 
+CALIBRATED, PUBLISHED = "kept, calibrated output", "kept, as published files do"
 FORMS = {
     "removed": srquant.QuantizationConfig(),
     "kept": srquant.QuantizationConfig(clip="keep"),
-    "kept, calibrated output": srquant.QuantizationConfig(clip="keep", output_range="calibrated"),
+    CALIBRATED: srquant.QuantizationConfig(clip="keep", output_range="calibrated"),
 }
 SUFFIXES = {"litert": ".tflite", "openvino": ".onnx"}
 TITLES = {"litert": "LiteRT", "openvino": "OpenVINO"}
@@ -77,7 +80,25 @@ def _files(
         for number, form in enumerate(FORMS):
             path = files[engine, form] = folder / f"{number}{suffix}"
             srquant.export(quantized[form], path, shape=shape if engine == "litert" else None)
+        if engine == "litert":
+            path = files[engine, PUBLISHED] = folder / "published.tflite"
+            path.write_bytes(_as_published(files[engine, CALIBRATED].read_bytes()))
     return files
+
+
+def _as_published(content: bytes) -> bytes:
+    """A LiteRT file whose clip's lower end and step to the picture grid are one RELU, as in published files."""
+    model = read_model(content)
+    builder = FileBuilder(model)
+    graph, names = builder.graph, {value: name for name, value in vars(schema().BuiltinOperator).items()}
+    kinds = [names[model.operatorCodes[operator.opcodeIndex].builtinCode] for operator in graph.operators]
+    place = kinds.index("MAXIMUM")
+    lower_end, step = graph.operators[place : place + 2]
+    assert kinds[place + 1] == "DEPTHWISE_CONV_2D", kinds
+    builder.operator("RELU", [lower_end.inputs[0]], step.outputs[0])
+    graph.operators[place : place + 2] = [graph.operators.pop()]
+    ends = {"picture": int(graph.inputs[0])}, {"enlarged": int(graph.outputs[0])}
+    return builder.finish(*ends, model.description.decode(), {})
 
 
 def _report(

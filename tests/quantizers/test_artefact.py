@@ -50,6 +50,23 @@ def test_an_artefact_loads_back_to_the_same_simulation(key: str, bits: int, exac
     assert again.read_bytes() == path.read_bytes()
 
 
+def test_an_artefact_of_a_network_that_computed_in_another_order_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = quantized_network("edsr_x2")
+    path = tmp_path / "a.safetensors"
+    save_artefact(network, path)
+    load_artefact(path)
+    inside = type(next(m for m in float_network("edsr_x2").modules() if type(m).__name__ == "ResidualBlock"))
+
+    def other_way_round(self: torch.nn.Module, values: torch.Tensor) -> torch.Tensor:
+        return values + self.body(values)
+
+    monkeypatch.setattr(inside, "forward", other_way_round)
+    with pytest.raises(UserError, match="computes in another order; quantise the float network again"):
+        load_artefact(path)
+
+
 def test_the_same_inputs_twice_give_the_same_bytes(tmp_path: Path) -> None:
     written = []
     for name in ("one", "two"):
@@ -65,7 +82,7 @@ def test_the_header_says_what_the_file_is(key: str, tmp_path: Path) -> None:
     network = quantized_network(key, 4)
     save_artefact(network, path)
     told, tensors = contents(path)
-    assert told["format"] == 2
+    assert told["format"] == 3
     assert told["version"] == srquant.__version__
     assert told["network"] == network.info.name
     assert told["network_config"]["scale"] == network.info.scale
@@ -191,7 +208,7 @@ TAMPERED: dict[str, Change] = {
     "impossible scale": _set("network_config", "scale", to=5),
     "a billion blocks": _set("network_config", "blocks", to=10**9),
     "config is a text": _set("network_config", to="small"),
-    "newer format": _set("format", to=3),
+    "newer format": _set("format", to=4),
     "no format": _without("format"),
     "no calibration": _without("calibration"),
     "surplus tensor": _tensor("extra", torch.zeros(2)),

@@ -23,9 +23,8 @@ from srquant.cli.commands import (
     check_choice,
     limit_threads,
 )
-from srquant.cli.exporting import _size
+from srquant.cli.exporting import parse_size
 from srquant.config import CalibrationConfig, QuantizationConfig, build
-from srquant.errors import UserError
 from srquant.files import atomic_path, check_target
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ def clip_study(
     """Compare networks with their output clip removed and kept, by output grid and calibration pictures."""
     check_choice("range method", ranges, QuantizationConfig, "ranges")
     which = build(CalibrationConfig, {"images": images, "crop": crop, "seed": seed})
-    height, width = _shape(shape)
+    height, width = parse_size(shape)
     limit_threads(threads)
 
     from srquant import jobs
@@ -108,13 +107,6 @@ def clip_study(
     _print_scores(study)
     _print_times(study)
     output.pairs([("wrote", str(path)) for path in written])
-
-
-def _shape(text: str) -> tuple[int, int]:
-    height, width = _size(text)
-    if not (height and width):
-        raise UserError(f"shape '{text}': neither side may be 0")
-    return height, width
 
 
 def _print_scores(study: Study) -> None:

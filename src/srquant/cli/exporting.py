@@ -40,7 +40,7 @@ def export(
     ] = None,
 ) -> None:
     """Write a network as an ONNX file, an OpenVINO model or a LiteRT (TFLite) file."""
-    size = None if shape is None else _size(shape)
+    size = None if shape is None else parse_size(shape)
     if io not in ("uint8", "int8"):
         raise unknown("kind of pictures", io, ("uint8", "int8"))
     if via not in _WRITERS:
@@ -83,8 +83,16 @@ def _told_by(target: Path) -> list[tuple[str, str]]:
     return litert_facts(read_exported(target).description)
 
 
-def _size(text: str) -> tuple[int, int]:
+def parse_size(text: str) -> tuple[int, int]:
+    """Height and width of a low-resolution picture, from text such as 360x640.
+
+    Raises:
+        UserError: it is none, or a side is 0.
+    """
     found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
     if found is None:
         raise UserError(f"shape '{text}': expected HEIGHTxWIDTH of the low-resolution picture, such as 360x640")
-    return int(found[1]), int(found[2])
+    height, width = int(found[1]), int(found[2])
+    if not (height and width):
+        raise UserError(f"shape '{text}': neither side may be 0")
+    return height, width

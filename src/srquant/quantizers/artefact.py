@@ -4,7 +4,8 @@ Tensors: per convolution `NAME.weight` (codes minus zero points, packed at b bit
 (int32), `NAME.expansion` (int32), `NAME.bias` (int32 codes), `NAME.steps` (float32, the deployed step); per
 activation `NAME.scale` (float32), `NAME.zero_point` and `NAME.maximum_code` (int32), or the bounds and weights of its
 gate; `float.NAME` for what stays in float. The header's
-metadata holds one JSON text under `srquant_artefact`.
+metadata holds one JSON text under `srquant_artefact`; its `structure` is a digest of the traced graph, since the
+same names would mean other tensors where a network's code computes in another order.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from srquant.quantizers.network import QuantizedNetwork
 from srquant.quantizers.packing import pack, unpack
 
 METADATA_KEY = "srquant_artefact"
-FORMAT = 2
+FORMAT = 3
 
 
 def header(network: QuantizedNetwork) -> dict[str, Any]:
@@ -51,6 +52,7 @@ def header(network: QuantizedNetwork) -> dict[str, Any]:
         "joined_sum": network.joined_sum,
         "gated": network.gates(),
         "calibration": network.calibration,
+        "structure": _structure(network),
     }
 
 
@@ -135,6 +137,11 @@ def _rebuild(told: dict[str, Any]) -> QuantizedNetwork:
     quantized = QuantizedNetwork(network, quantization, join_sum=join_sum, gated=gated)
     if not gated <= quantized.activation_quantizers().keys():
         raise UserError("a gate belongs to a tensor that the network does not have")
+    if told["structure"] != _structure(quantized):
+        raise UserError(
+            f"it was written by srquant {told.get('version')}, whose '{told['network']}' computes in another order; "
+            "quantise the float network again"
+        )
     quantized.calibration = told["calibration"]
     quantized.equalized = bool(told["equalized"])
     quantized.method = str(told["method"])
@@ -195,6 +202,16 @@ def _picture_grid(name: str, quantizer: ActivationQuantizer, take: Callable[[str
         raise UserError(f"the gate of '{name}' is impossible")
     gate = GateWeights(first.numpy(), scale.numpy(), shift.numpy(), second.numpy())
     return PictureGrid(float(bounds[0]), float(bounds[1]), quantizer.bits, gate)
+
+
+def _structure(network: QuantizedNetwork) -> str:
+    """SHA-256 over the names, the operations and the wiring of the traced graph."""
+    digest = hashlib.sha256()
+    for node in network.graph.graph.nodes:
+        what = type(network.graph.get_submodule(node.target)).__name__ if node.op == "call_module" else node.target
+        word = what if isinstance(what, str) else getattr(what, "__name__", "")
+        digest.update(f"{node.name} {word} {node.args} {sorted(node.kwargs.items())}\n".encode())
+    return digest.hexdigest()
 
 
 def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
