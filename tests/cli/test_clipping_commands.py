@@ -61,6 +61,8 @@ def test_ranges_saved_and_used_again_give_the_same_network(ready: Path, tmp_path
         run("quantize", network, "-o", target, "--ranges-from", ranges, *pictures)
         assert (tmp_path / "copy.json").read_bytes() == text
     assert again.read_bytes() == third.read_bytes()
+    assert "of a calibration file" in run("info", again)
+    assert "of a calibration file" not in run("info", first)
     one, two = load(first), load(again)
     assert isinstance(one, QuantizedNetwork)
     assert isinstance(two, QuantizedNetwork)
@@ -121,6 +123,9 @@ def test_every_option_reaches_the_artefact(ready: Path, tmp_path: Path) -> None:
     told = network.calibration
     assert (told["mode"], told["gain"], told["offset"], told["noise"]) == ("tame", 0.9, 3.0, 0.1)
     assert all("gain" in record for record in told["pictures"])
+    shown = run("info", target)
+    assert "kept as an operation" in shown
+    assert "a grid of its own" in shown
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ MISTAKES = {
     "an unknown format": ("int8.safetensors -o a.tflite --to litret", "did you mean 'litert'"),
     "a shape that is none": ("int8.safetensors -o a.tflite --shape 128", "expected HEIGHTxWIDTH"),
     "a shape with signs": ("int8.safetensors -o a.tflite --shape=-8x8", "expected HEIGHTxWIDTH"),
-    "a shape of nothing": ("int8.safetensors -o a.tflite --shape 0x8", "shape is 0x8"),
+    "a shape of nothing": ("int8.safetensors -o a.tflite --shape 0x8", "neither side may be 0"),
     "a shape for onnx": ("int8.safetensors -o a.onnx --shape 8x8", "go with litert"),
     "int8 pictures for openvino": ("int8.safetensors -o a.xml --io int8", "go with litert"),
     "pictures of another kind": ("int8.safetensors -o a.tflite --io float32", "unknown kind of pictures 'float32'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from srquant.config import QuantizationConfig
 from srquant.engines import Description, ExportedFile, Model
 from srquant.networks import NETWORKS
 from srquant.networks.cost import halo, macs, parameters
@@ -77,9 +78,11 @@ def _origin(model: QuantizedNetwork) -> list[tuple[str, str]]:
     if not told:
         pictures = model.calibration.get("pictures", [])
         percentile = f" {how.percentile}" * (how.ranges == "percentile")
+        given = " of a calibration file" if "ranges_file_sha256" in model.calibration else ""
         return [
-            ("ranges", f"{how.ranges}{percentile} over {len(pictures)} crops"),
+            ("ranges", f"{how.ranges}{percentile} over {len(pictures)} crops{given}"),
             ("channels", "equalised" if model.equalized else "as they were"),
+            *_ends(how),
         ]
     steps = told["epochs"] * told["steps_per_epoch"]
     score = told["validation_psnr"]
@@ -90,6 +93,12 @@ def _origin(model: QuantizedNetwork) -> list[tuple[str, str]]:
         ),
         ("validation", "none" if score is None else f"{score:.3f} dB at step {told['step']}"),
     ]
+
+
+def _ends(how: QuantizationConfig) -> list[tuple[str, str]]:
+    """What is not as by default at the output."""
+    kept = [("clip", "kept as an operation")] if how.clip == "keep" else []
+    return kept + ([("output", "a grid of its own")] if how.output_range == "calibrated" else [])
 
 
 def _gates(model: QuantizedNetwork) -> list[tuple[str, str]]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from srquant.integer import graph as ops
 from srquant.integer import reference
+from srquant.integer.functions import is_robust
 from srquant.integer.graph import IntegerGraph, Operation
 from srquant.quantizers.agreement import TAKEN, Grids, Kind, agree, ratios
 from srquant.quantizers.grid import Grid
@@ -23,8 +24,8 @@ _WEIGHTS = (64, 127, 96, 1)
 """Weight codes that a factor is tried with, its step being the factor by the code."""
 _NUDGES = (0, 1, -1, 2, -2, 4, -4)
 """By how many float32 neighbours the step of a factor may be moved."""
-_MARGIN = 1e-3
-"""How far from a tie every value of a function has to be for any good float32 implementation to round it alike."""
+_FUNCTIONS = {("sigmoid", Grid(1 / 256, 0, 255)): "LOGISTIC", ("tanh", Grid(1 / 128, 128, 255)): "TANH"}
+"""The operators of functions, and the grids that they give their values on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,18 +120,8 @@ def table_of(graph: IntegerGraph, op: ops.LeakyRelu | ops.Lookup | ops.Requantiz
 def function_kernel(graph: IntegerGraph, op: ops.Lookup) -> str | None:
     """The LiteRT operator that gives a lookup's table whatever implements it, None where only the table itself does."""
     source, target = graph.tensors[op.input].grid, graph.tensors[op.output].grid
-    codes = all_codes(source)[0]
-    real = reference.dequantize(codes, source).astype(np.float64)
-    if op.function == "sigmoid" and target == Grid(1 / 256, 0, 255):
-        kind, value = "LOGISTIC", 1 / (1 + np.exp(-real))
-    elif op.function == "tanh" and target == Grid(1 / 128, 128, 255):
-        kind, value = "TANH", np.tanh(real)
-    else:
-        return None
-    place = value / target.scale + target.zero_point
-    beside_tie = np.abs(place - np.floor(place) - 0.5) < _MARGIN
-    same = np.clip(np.rint(place), 0, target.maximum_code) == op.table[codes]
-    return kind if same.all() and not beside_tie.any() else None
+    kind = _FUNCTIONS.get((op.function, target))
+    return kind if kind and is_robust(op.table, op.function, source, target) else None
 
 
 def unequal(graph: IntegerGraph) -> list[str]:
