@@ -147,7 +147,7 @@ def test_verify_judges_flat_pictures_and_holds_them_against_the_float_network() 
         judge_float(network, network)
 
 
-@pytest.mark.parametrize("name", ["abpn_x3", "xlsr_x3", "espcn_y_x2"])
+@pytest.mark.parametrize("name", ["abpn_x3", "xlsr_x3", "espcn_y_x2", "fsrcnn_y_x2", "fsrcnn_y_x4"])
 def test_published_weights_at_8_bit_keep_white_black_and_the_ramp(name: str, shared: Path) -> None:
     data = shared / "data"
     network = load(data / "weights" / f"{name}.safetensors")

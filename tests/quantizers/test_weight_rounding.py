@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from srquant.config import QuantizationConfig
 from srquant.quantizers import QuantizedNetwork
 from srquant.quantizers.folding import fold
-from srquant.quantizers.weight_rounding import PatchMoments, round_rows, round_weights
+from srquant.quantizers.weight_rounding import PatchMoments, Sample, fit_rows, round_rows, round_weights
 
 
 def alike(count: int, width: int, seed: int = 0) -> Tensor:
@@ -69,12 +69,38 @@ def test_moments_are_those_of_the_patches() -> None:
     conv = nn.Conv2d(2, 3, 3, padding=1)
     moments = PatchMoments(conv)
     picture = torch.stack([torch.full((40, 40), 2.0), torch.full((40, 40), -1.0)])[None]
-    moments.see(picture)
-    moments.see(picture)
-    (squares,) = moments.squares
+    moments.see(picture, picture)
+    moments.see(picture, picture)
+    (squares,), (errors,) = moments.squares, moments.errors
     inner = torch.cat([torch.full((9,), 2.0), torch.full((9,), -1.0), torch.ones(1)]).double()
     assert squares[-1, -1] == 2
     assert torch.allclose(squares / 2, torch.outer(inner, inner), atol=0.5)  # the padding is zero
+    assert not errors.any()
+
+
+def test_of_a_picture_with_a_margin_the_middle_alone_is_seen() -> None:
+    picture = torch.rand(1, 1, 12, 14, generator=torch.Generator().manual_seed(4))
+    picture[..., 4:8, 5:9] = 3.0
+    moments = PatchMoments(nn.Conv2d(1, 1, 3, padding=1))
+    moments.see(picture, picture + 1, 0.25, margin=0.42)  # the middle 2x2 of 12x14, whose patches are all 3
+    inner = torch.cat([torch.full((9,), 3.0), torch.ones(1)]).double()
+    beyond = torch.cat([torch.ones(9), torch.zeros(1)]).double()
+    assert torch.allclose(moments.squares[0], 0.25 * torch.outer(inner, inner))
+    assert torch.allclose(moments.errors[0], 0.25 * torch.outer(beyond, inner))
+
+
+def test_weights_are_fitted_to_what_is_read_in_place_of_what_is_meant() -> None:
+    meant = alike(3000, 6)
+    read = torch.cat([0.5 * meant[:, :6] + 4, torch.ones(3000, 1)], 1)
+    weight = torch.randn(4, 6, generator=torch.Generator().manual_seed(5)).double()
+    squares, errors = read.T @ read / 3000, (meant - read).T @ read / 3000
+    fitted, moved = fit_rows(weight, squares, errors)
+    wanted, plain = meant[:, :6] @ weight.T, read[:, :6] @ weight.T
+    found = read[:, :6] @ fitted.T + moved
+    assert (found - wanted).square().mean() < 1e-3 * (plain - wanted).square().mean()
+    same, still = fit_rows(weight, squares, 0 * errors)
+    assert torch.equal(same, weight)
+    assert not still.any()
 
 
 @pytest.mark.parametrize(
@@ -98,7 +124,7 @@ def test_a_network_comes_nearer_to_the_float_one(key: str, bits: int) -> None:
     old = {name: layer.codes() for name, layer in layers.items()}
     with torch.inference_mode():
         before = (quantized(seen) - wanted(seen).clamp(0, 255)).square().mean()
-        round_weights(layers.values(), quantized, crops)
+        round_weights(quantized.graph, [Sample(crop, 1.0) for crop in crops], lambda: None)
         after = (quantized(seen) - wanted(seen).clamp(0, 255)).square().mean()
     assert after < before
     assert any(not torch.equal(layers[name].codes().weight, codes.weight) for name, codes in old.items())
@@ -111,8 +137,21 @@ def test_the_same_pictures_give_the_same_codes() -> None:
         quantized = QuantizedNetwork(float_network("edsr_x2"), QuantizationConfig())
         crops = [tensor(noise(24, 20, seed)) for seed in range(3)]
         quantized.calibrate(lambda crops=crops: crops)
-        round_weights(quantized.convolutions().values(), quantized, crops)
+        round_weights(quantized.graph, [Sample(crop, 1.0) for crop in crops], lambda: None)
         found.append([layer.codes() for layer in quantized.convolutions().values()])
     for one, other in zip(*found, strict=True):
         assert torch.equal(one.weight, other.weight)
         assert torch.equal(one.bias, other.bias)
+
+
+def test_later_convolutions_make_good_what_a_tensor_lost() -> None:
+    quantized = QuantizedNetwork(float_network("xlsr_x3"), QuantizationConfig(activation_bits=4))
+    crops = [tensor(noise(24, 20, seed)) for seed in range(6)]
+    quantized.calibrate(lambda: crops)
+    seen, wanted, told = tensor(noise(30, 26, seed=9)), fold(float_network("xlsr_x3")), list[None]()
+    with torch.inference_mode():
+        before = (quantized(seen) - wanted(seen).clamp(0, 255)).square().mean()
+        round_weights(quantized.graph, [Sample(crop, 1.0) for crop in crops], lambda: told.append(None))
+        after = (quantized(seen) - wanted(seen).clamp(0, 255)).square().mean()
+    assert len(told) == len(quantized.convolutions())
+    assert after < 0.5 * before
