@@ -25,7 +25,10 @@ def test_every_published_row_is_there() -> None:
     ddtb = {f"{n}-{s}-ddtb-{b}" for n in networks for s in scales for b in bits}
     daq = {f"{n}-x4-daq-{b}" for n in networks for b in bits}
     pams = {f"edsr-x4-pams-{b}" for b in ("w2a2", "w4a4", "w8a8")} | {f"rdn-x4-pams-{b}" for b in ("w4a4", "w8a8")}
-    assert ddtb | daq | pams == set(QUANTISED)
+    odm = {f"{n}-{s}-odm-{b}" for n in networks for s in scales for b in bits}
+    first_version = {f"{n}-x4-odm-v1-w2a2" for n in networks}
+    ablation = {f"edsr-x4-odm-row-{row}-w2a2" for row in "abcd"}
+    assert ddtb | daq | pams | odm | first_version | ablation == set(QUANTISED)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -36,7 +39,7 @@ def test_a_preset_is_what_its_name_says(name: str) -> None:
     assert experiment.weights is None
     assert experiment.data.train == ()
     if rest:
-        method, bits = rest
+        method, *_, bits = rest
         assert experiment.method is not None
         assert experiment.quantization is not None
         assert experiment.method.name == method
@@ -90,6 +93,26 @@ def test_the_numbers_of_ddtb() -> None:
         for name in urban
     }
     assert percentiles == {"edsr": 99, "rdn": 95, "srresnet": 99}
+
+
+def test_the_ablation_of_odm() -> None:
+    rows = {row: presets.open_experiment(f"edsr-x4-odm-row-{row}-w2a2") for row in "abcd"}
+    rows["e"] = presets.open_experiment("edsr-x4-odm-w2a2")
+    urban = {row: experiment.paper.psnr["Urban100"] for row, experiment in rows.items() if experiment.paper}
+    assert sorted(urban, key=lambda row: urban[row]) == list("abdce")
+    differing = {"weight_clipping", "gate"}
+    settings = {row: experiment.method.settings for row, experiment in rows.items() if experiment.method}
+    assert len({tuple(own[key] for key in sorted(differing)) for own in settings.values()}) == len(rows)
+    for row, experiment in rows.items():
+        assert experiment.training == rows["e"].training
+        same = {key: value for key, value in settings[row].items() if key not in differing}
+        assert same == {key: value for key, value in settings["e"].items() if key not in differing}
+    weights = {name: presets.open_experiment(name).method for name in PRESETS if "-odm-w" in name}
+    assert {name.split("-")[0]: m.settings["regulariser_weight"] for name, m in weights.items() if m} == {
+        "edsr": 1e-5,
+        "rdn": 1e-6,
+        "srresnet": 1e-5,
+    }
 
 
 def test_an_unknown_preset_names_the_nearest() -> None:

@@ -113,6 +113,15 @@ def single_operations(grids: tuple[Grid, Grid, Grid]) -> dict[str, IntegerGraph]
     table = random(13).permutation(256).astype(np.uint8)
     made["lookup"] = graph([ops.Lookup("y", "x", table, "sigmoid")], [t("y", 3, third)])
     made["clip"] = graph([ops.Clip("y", "x", 30, 201)], [t("y", 3, IMAGE_GRID)])
+    ends = np.array([[0, 30, 100], [15, 250, 40]], np.uint8)  # the last channel's window is empty: its highest wins
+    made["channel clip"] = graph([ops.ChannelClip("y", "x", *ends)], [t("y", 3, IMAGE_GRID)])
+    made["conv to windows"] = graph(
+        [
+            convolution("c", "x", 3, 3, scale=fine * 2.0**-13, relu=True),
+            ops.ChannelClip("y", "c", np.zeros(3, np.uint8), ends[1]),
+        ],
+        [t("c", 3, replace(second, zero_point=0)), t("y", 3, replace(second, zero_point=0))],
+    )
     made["leaky relu"] = graph(
         [head(3, second), ops.LeakyRelu("y", "h", np.array([0.125 if exact else 0.05], np.float32))],
         [t("h", 3, second), t("y", 3, third)],

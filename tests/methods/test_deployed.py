@@ -33,7 +33,7 @@ def trained(method: str, name: str, bits: int, options: dict[str, Any] | None = 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("name", ["edsr", "rdn", "srresnet"])
-@pytest.mark.parametrize("method", ["ddtb", "pams", "lsq", "minmax"])
+@pytest.mark.parametrize("method", ["ddtb", "odm", "pams", "lsq", "minmax"])
 def test_the_deployed_network_computes_what_was_trained(method: str, name: str, bits: int):
     options = {"gate": "none"} if method == "ddtb" else {}
     made = trained(method, name, bits, options)
@@ -75,7 +75,7 @@ def test_daq_is_refused():
         deploy(trained("daq", "edsr", 4).network)
 
 
-@pytest.mark.parametrize("method", ["ddtb", "pams", "daq", "lsq", "minmax"])
+@pytest.mark.parametrize("method", ["ddtb", "odm", "pams", "daq", "lsq", "minmax"])
 def test_the_rest_in_float_is_refused(method: str):
     made = objective(method, float_network("edsr"), rest="float")
     with pytest.raises(UserError, match="rest"):

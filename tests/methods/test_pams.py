@@ -78,6 +78,20 @@ def test_a_dead_tensor_gives_no_nan():
     assert torch.isfinite(quantizer.alpha.grad).all()
 
 
+def test_a_maximum_trained_below_zero_can_be_deployed_and_comes_back():
+    quantizer = MaxScaleQuantizer(2).train()
+    quantizer.flags["measures"] = False
+    with torch.no_grad():
+        quantizer.alpha.fill_(-0.01)
+    values = torch.tensor([[[[-2.0, 1.0, 3.0]]]])
+    rounded = quantizer(values)
+    assert quantizer.deployed_grid().scale > 0
+    assert torch.equal(rounded, fake_quantize(values, quantizer.deployed_grid()))
+    (rounded - values).square().sum().backward()
+    assert quantizer.alpha.grad is not None
+    assert quantizer.alpha.grad < 0, "a larger maximum lowers the loss"
+
+
 def test_block(shared: Path):
     golden = Golden(shared / "golden" / "pams.npz", "block_")
     network = float_network("edsr", EDSRConfig.official(2, blocks=1, width=8))

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from srquant.cli import clipping, commands, exporting, training, verifying
+from srquant.cli import arena, clipping, commands, exporting, training, verifying
 from srquant.cli.output import fail
 from srquant.errors import UserError
 
@@ -30,6 +30,7 @@ for command in (
     commands.upscale,
     training.presets,
     training.train,
+    arena.arena,
 ):
     app.command()(command)
 app.add_typer(training.experiments, name="experiments")

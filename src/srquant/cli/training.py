@@ -68,7 +68,7 @@ def train(
     time_budget: BudgetOption = None,
 ) -> None:
     """Train a network, float or quantised."""
-    _check(accelerator, time_budget)
+    check_limits(accelerator, time_budget)
     from srquant.presets import open_experiment
 
     experiment = open_experiment(preset, changes or ())
@@ -125,7 +125,7 @@ def run_experiments(
     ] = "auto",
 ) -> None:
     """Do what is not done yet: train, go on, score, add a row to results.csv; exit code 1 where one failed."""
-    _check(accelerator, time_budget)
+    check_limits(accelerator, time_budget)
     from srquant.engines import ENGINES
     from srquant.experiments import Places, find_entries, run_queue
 
@@ -149,7 +149,12 @@ def run_experiments(
         raise typer.Exit(1)
 
 
-def _check(accelerator: str, time_budget: float | None) -> None:
+def check_limits(accelerator: str, time_budget: float | None) -> None:
+    """Refuse an unknown accelerator and a negative time.
+
+    Raises:
+        UserError: one of them.
+    """
     if accelerator not in _ACCELERATORS:
         raise unknown("accelerator", accelerator, _ACCELERATORS)
     if time_budget is not None and not time_budget >= 0:

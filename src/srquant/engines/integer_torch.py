@@ -254,6 +254,11 @@ def _clip(graph: IntegerGraph, op: ops.Clip, values: _Values) -> Tensor:  # noqa
     return values[op.input].clamp(op.lowest, op.highest)
 
 
+def _channel_clip(graph: IntegerGraph, op: ops.ChannelClip, values: _Values) -> Tensor:  # noqa: ARG001
+    lowest, highest = (torch.from_numpy(end)[:, None, None] for end in (op.lowest, op.highest))
+    return values[op.input].clamp(lowest, highest)
+
+
 def _float_program(graph: IntegerGraph, op: ops.FloatProgram, values: _Values) -> Tensor:
     return _round(graph, op.output, run_program(op.steps, _real(graph, op.input, values)))
 
@@ -268,5 +273,6 @@ _KERNELS: dict[type[Operation], Callable[[IntegerGraph, Any, _Values], Tensor]] 
     ops.RepeatChannels: _repeat_channels,
     ops.SliceChannels: _slice_channels,
     ops.Clip: _clip,
+    ops.ChannelClip: _channel_clip,
     ops.FloatProgram: _float_program,
 }

@@ -49,8 +49,8 @@ class OnnxRuntimeEngine:
 
 _INTEGER_KINDS = (
     *("QLinearConv", "QLinearAdd", "QLinearMul", "QLinearLeakyRelu", "QLinearSigmoid", "QLinearConcat"),
-    *("Cast", "Clip", "Concat", "DepthToSpace", "Gather", "Identity", "Pad", "Reshape", "Shape", "Slice", "Split"),
-    "Transpose",
+    *("Cast", "Clip", "Concat", "DepthToSpace", "Gather", "Identity", "Max", "Min", "Pad", "Reshape", "Shape"),
+    *("Slice", "Split", "Transpose"),
 )
 
 

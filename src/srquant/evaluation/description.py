@@ -6,6 +6,7 @@ from pathlib import Path
 
 from srquant.config import QuantizationConfig
 from srquant.engines import Description, ExportedFile, Model
+from srquant.integer import lower
 from srquant.networks import NETWORKS
 from srquant.networks.cost import halo, macs, parameters
 from srquant.networks.info import NetworkInfo, SRNetwork
@@ -68,6 +69,7 @@ def _quantized(model: QuantizedNetwork) -> list[tuple[str, str]]:
         ("scales", "exact: powers of two, even zero points" if how.exact else "any float32"),
         *_origin(model),
         *_gates(model),
+        *_offsets(model),
         ("packed weights", f"{model.storage_bytes() / 1000:.1f} kB (float32: {4 * parameters(network) / 1000:.1f} kB)"),
     ]
 
@@ -106,6 +108,13 @@ def _gates(model: QuantizedNetwork) -> list[tuple[str, str]]:
     count = len(model.gates())
     text = f"{count} tensors get their scale picture by picture, by a gate in float32; pictures cannot be tiled"
     return [("gates", text)] if count else []
+
+
+def _offsets(model: QuantizedNetwork) -> list[tuple[str, str]]:
+    """What offsets of channels leave to be computed, where there are any."""
+    names, limits = model.offsets(), lower(model).channel_limits() if model.offsets() else {}
+    text = f"{len(names)} tensors with levels or a factor per channel; {sum(limits.values())} limits per channel remain"
+    return [("offsets", text)] if names else []
 
 
 def _exported(model: ExportedFile) -> list[tuple[str, str]]:

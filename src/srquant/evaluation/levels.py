@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch
 
 from srquant.quantizers import QuantizedNetwork
+from srquant.quantizers.offsets import ChannelQuantizer
 
 
 def level_counts(network: QuantizedNetwork, picture: torch.Tensor | None = None) -> dict[str, int]:
     """How many different codes each tensor takes, and each weight in its richest output channel.
+
+    A tensor whose channels have windows of their own is counted in its richest channel, too.
 
     Args:
         network: calibrated.
@@ -17,12 +20,14 @@ def level_counts(network: QuantizedNetwork, picture: torch.Tensor | None = None)
     if picture is None:
         random = torch.Generator().manual_seed(0)
         picture = torch.randint(0, 256, (1, network.info.channels, 32, 32), generator=random).float()
-    seen: dict[str, set[float]] = {}
+    seen: dict[str, dict[int, set[float]]] = {}
     hooks = []
     for name, quantizer in network.activation_quantizers().items():
 
-        def hook(_module: object, _inputs: object, output: torch.Tensor, name: str = name) -> None:
-            seen.setdefault(name, set()).update(torch.unique(output).tolist())
+        def hook(module: object, _inputs: object, output: torch.Tensor, name: str = name) -> None:
+            parts = output.unbind(1) if isinstance(module, ChannelQuantizer) else [output]
+            for place, part in enumerate(parts):
+                seen.setdefault(name, {}).setdefault(place, set()).update(torch.unique(part).tolist())
 
         hooks.append(quantizer.register_forward_hook(hook))
     try:
@@ -31,7 +36,7 @@ def level_counts(network: QuantizedNetwork, picture: torch.Tensor | None = None)
     finally:
         for handle in hooks:
             handle.remove()
-    counts = {name: len(values) for name, values in seen.items()}
+    counts = {name: max(map(len, parts.values())) for name, parts in seen.items()}
     weights = {f"{name}.weight": conv.codes().weight for name, conv in network.convolutions().items()}
     return counts | {name: max(len(torch.unique(codes)) for codes in weight) for name, weight in weights.items()}
 

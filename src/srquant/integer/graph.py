@@ -166,6 +166,20 @@ class Clip(Operation):
 
 
 @dataclass(frozen=True, eq=False)
+class ChannelClip(Operation):
+    """Codes of each channel raised to its lowest, then lowered to its highest, on the same grid.
+
+    Attributes:
+        lowest: uint8 [C]; all 0 where nothing has to be raised.
+        highest: uint8 [C].
+    """
+
+    input: str
+    lowest: NDArray[np.uint8]
+    highest: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
 class FloatProgram(Operation):
     """A small computation in float32 between two grids; see `srquant.integer.program`.
 
@@ -238,6 +252,14 @@ class IntegerGraph:
     def gates(self) -> list[str]:
         """Names of the tensors whose grid is chosen picture by picture."""
         return [o.output for o in self.operations if isinstance(o, GatedRound)]
+
+    def channel_limits(self) -> dict[str, int]:
+        """What offsets of channels cost when the network runs: limits per channel, 1 or 2, by the tensor they limit.
+
+        A tensor of few bits without offsets has one limit for all channels, or none; factors cost nothing.
+        """
+        clips = [operation for operation in self.operations if isinstance(operation, ChannelClip)]
+        return {o.output: 1 + int(o.lowest.any()) for o in clips}
 
     def is_gated(self, operation: Operation) -> bool:
         """Whether an operation reads or makes a tensor without a grid of its own."""

@@ -196,6 +196,13 @@ def _clip(writer: Writer, op: ops.Clip) -> None:
     writer.index[op.output] = made
 
 
+def _channel_clip(writer: Writer, op: ops.ChannelClip) -> None:
+    made, grid = writer.index[op.input], writer.graph.tensors[op.input].grid
+    if op.lowest.any():
+        made = writer.limit("MAXIMUM", made, f"{op.output}_raised", grid, op.lowest)
+    writer.index[op.output] = writer.limit("MINIMUM", made, op.output, grid, op.highest)
+
+
 TRANSLATIONS: dict[type[Operation], Callable[[Writer, Any], None]] = {
     ops.Convolution: _convolution,
     ops.Add: _add,
@@ -208,5 +215,6 @@ TRANSLATIONS: dict[type[Operation], Callable[[Writer, Any], None]] = {
     ops.SliceChannels: _slice_channels,
     ops.Lookup: _lookup,
     ops.Clip: _clip,
+    ops.ChannelClip: _channel_clip,
     ops.FloatProgram: write_program,
 }

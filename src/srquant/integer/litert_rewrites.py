@@ -22,7 +22,7 @@ _ONE = 64
 """The weight code that stands for 1: with the step 2^-6 every product is exact."""
 _MOST_COPIES = 256
 """A summand of the weight 64 times this is read so many times over; sums stay below 2^24, and are exact."""
-_POINTWISE = (ops.Add, ops.Clip, ops.Lookup, ops.LeakyRelu, ops.Requantize)
+_POINTWISE = (ops.Add, ops.ChannelClip, ops.Clip, ops.Lookup, ops.LeakyRelu, ops.Requantize)
 """What may be done to permuted channels as well, its constants permuted with them."""
 
 
@@ -111,10 +111,8 @@ class _Permutation:
             right = left if operation.right == operation.left else self.permute(operation.right, order)
             changed = replace(operation, left=left, right=right)
         else:
-            assert isinstance(operation, ops.Clip | ops.Lookup | ops.LeakyRelu | ops.Requantize)
-            changed = replace(operation, input=self.permute(operation.input, order))
-            if isinstance(changed, ops.LeakyRelu) and len(changed.slope) > 1:
-                changed = replace(changed, slope=changed.slope[order])
+            assert isinstance(operation, ops.ChannelClip | ops.Clip | ops.Lookup | ops.LeakyRelu | ops.Requantize)
+            changed = _permuted(replace(operation, input=self.permute(operation.input, order)), order)
         self.operations[self.place(tensor)] = changed
         return tensor
 
@@ -130,6 +128,15 @@ class _Permutation:
         if isinstance(made, ops.Convolution):
             return made.groups == 1
         return isinstance(made, _POINTWISE) and all(map(self.is_free, set(ops.sources(made))))
+
+
+def _permuted(op: Operation, order: NDArray[np.int64]) -> Operation:
+    """An operation whose constants per channel, if it has any, come in another order."""
+    if isinstance(op, ops.LeakyRelu) and len(op.slope) > 1:
+        return replace(op, slope=op.slope[order])
+    if isinstance(op, ops.ChannelClip):
+        return replace(op, lowest=op.lowest[order], highest=op.highest[order])
+    return op
 
 
 def _choose(graph: IntegerGraph, output: str, source: str, order: NDArray[np.int64]) -> ops.Convolution:

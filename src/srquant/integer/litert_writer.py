@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from srquant.integer.graph import IntegerGraph
 from srquant.integer.litert_file import FileBuilder
@@ -89,9 +90,17 @@ class Writer:
             made = self.limit("MAXIMUM", made, tensor, grid, 0)
         self.index[tensor] = made
 
-    def limit(self, kind: Literal["MAXIMUM", "MINIMUM"], source: int, name: str, grid: Grid, code: int) -> int:
-        """Keep codes above (MAXIMUM) or below (MINIMUM) a code of their grid."""
-        end = self.file.constant(f"{name}_end", np.full((1, 1, 1, 1), code + offset(grid), np.int8), *label(grid))
+    def limit(
+        self,
+        kind: Literal["MAXIMUM", "MINIMUM"],
+        source: int,
+        name: str,
+        grid: Grid,
+        code: int | NDArray[np.uint8],
+    ) -> int:
+        """Keep codes above (MAXIMUM) or below (MINIMUM) a code of their grid, one for all or one per channel, [C]."""
+        ends = (np.asarray(code, np.int16) + offset(grid)).astype(np.int8).reshape(1, 1, 1, -1)
+        end = self.file.constant(f"{name}_end", ends, *label(grid))
         made = self.codes(name, self.file.shape(source), grid)
         return self.file.operator(kind, [source, end], made, "MaximumMinimumOptions")
 

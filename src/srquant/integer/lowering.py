@@ -13,6 +13,7 @@ from torch import fx, nn
 
 from srquant.errors import UserError
 from srquant.integer import graph as ops
+from srquant.integer.channels import Limits, rectified, scaling
 from srquant.integer.functions import table_of
 from srquant.integer.graph import IntegerGraph, Operation, Tensor
 from srquant.integer.program_lowering import program_of
@@ -23,6 +24,7 @@ from srquant.quantizers.gating import GatedQuantizer
 from srquant.quantizers.grid import IMAGE_GRID, Grid
 from srquant.quantizers.layers import ActivationQuantizer, InputShift, KeptClip, QuantConv2d
 from srquant.quantizers.network import QuantizedNetwork
+from srquant.quantizers.offsets import ChannelQuantizer
 from srquant.quantizers.structure import LOOKUPS, saturates
 
 
@@ -107,6 +109,8 @@ class _Lowering:
             self.value[node] = node.name
         elif isinstance(quantizer, GatedQuantizer):
             self.gate(node, source, quantizer)
+        elif isinstance(quantizer, ChannelQuantizer):
+            self.round_channels(node, source, quantizer)
         elif source in self.value:
             self.requantize(node, source, grid)
         else:
@@ -118,6 +122,28 @@ class _Lowering:
         grid = Grid(quantizer.deployed_grid().scale, ops.GATED_ZERO, 255)
         gated = replace(tensor, name=node.name, grid=grid, kind="gated")
         self.emit(node, gated, ops.GatedRound(node.name, tensor.name, quantizer.picture_grid))
+
+    def round_channels(self, node: fx.Node, source: fx.Node, quantizer: ChannelQuantizer) -> None:
+        """An operation whose output channels have factors, windows or both."""
+        grid = quantizer.deployed_grid()
+        factors, limits = quantizer.factors, None if quantizer.lowest is None else quantizer.limits()
+        if source in self.value:
+            tensor = self.tensors[self.value[source]]
+            again = ops.Requantize(node.name, tensor.name)
+            if factors is not None:
+                again = scaling(node.name, tensor.name, factors)
+            self.finish(node, replace(tensor, name=node.name, grid=grid), again, limits)
+        else:
+            assert factors is None, node
+            self.compute(node, source, grid, limits=limits)
+
+    def finish(self, node: fx.Node, tensor: Tensor, operation: Operation, limits: Limits | None) -> None:
+        """Emit an operation, and the limits of its output's channels behind it."""
+        if limits is not None:
+            unclipped = replace(tensor, name=f"{tensor.name}_unclipped")
+            self.emit(node, unclipped, replace(operation, output=unclipped.name))
+            operation = ops.ChannelClip(tensor.name, unclipped.name, *limits)
+        self.emit(node, tensor, operation)
 
     def make_real(self, node: fx.Node) -> None:
         """Compute a node that has no grid of its own as real values."""
@@ -132,24 +158,35 @@ class _Lowering:
         new = replace(tensor, name=node.name, grid=grid, kind="codes")
         self.emit(node, new, ops.Requantize(node.name, tensor.name))
 
-    def compute(self, node: fx.Node, source: fx.Node, grid: Grid, kind: Literal["codes", "real"] = "codes") -> None:
+    def compute(
+        self,
+        node: fx.Node,
+        source: fx.Node,
+        grid: Grid,
+        kind: Literal["codes", "real"] = "codes",
+        limits: Limits | None = None,
+    ) -> None:
         module = module_of(self.graph_module, source)
         clip = module if saturates(module) else None
         if clip is not None:
             source = source.all_input_nodes[0]
         name = node.name
+        lowest, highest = (0, grid.maximum_code) if clip is None else _ends(clip, grid)
+        is_relu = clip is not None and (kind == "real" or lowest == grid.zero_point)
+        if limits is not None:
+            assert clip is None or is_relu, clip
+            limits, grid = rectified(limits, grid) if is_relu else (limits, grid)
+            lowest = 0
         inputs = [self.tensors[self.read(arg)] for arg in self.inputs(source)]
         tensor, operation = self.operation(name, source, inputs, grid)
         tensor = replace(tensor, name=name, grid=grid, kind=kind)
-        lowest, highest = (0, grid.maximum_code) if clip is None else _ends(clip, grid)
-        is_relu = clip is not None and (kind == "real" or lowest == grid.zero_point)
         if isinstance(operation, ops.Convolution) and is_relu:
             operation, lowest = replace(operation, relu=True), 0
         if (lowest, highest) != (0, grid.maximum_code):
             unclipped = replace(tensor, name=f"{name}_unclipped")
             self.emit(node, unclipped, replace(operation, output=unclipped.name))
             operation = ops.Clip(name, unclipped.name, lowest, highest)
-        self.emit(node, tensor, operation)
+        self.finish(node, tensor, operation, limits)
 
     def inputs(self, source: fx.Node) -> list[fx.Node]:
         """What an operation reads: the tensor itself where it already has a grid."""

@@ -234,6 +234,15 @@ def _clip(writer: Writer, op: ops.Clip) -> None:
     writer.node("Clip", [op.input, *writer.ends(op.output, op.lowest, op.highest)], op.output)
 
 
+def _channel_clip(writer: Writer, op: ops.ChannelClip) -> None:
+    lowest, highest = (
+        writer.constant(f"{op.output}.{word}", codes[:, None, None])
+        for word, codes in (("lowest", op.lowest), ("highest", op.highest))
+    )
+    raised = writer.node("Max", [op.input, lowest], f"{op.output}.raised") if op.lowest.any() else op.input
+    writer.node("Min", [raised, highest], op.output)
+
+
 def _float_program(writer: Writer, op: ops.FloatProgram) -> None:
     writer.quantize(write_program(writer, op.output, op.steps, writer.dequantize(op.input)), op.output)
 
@@ -251,6 +260,7 @@ _TRANSLATIONS: dict[type[Operation], Callable[[Writer, Any], None]] = {
     ops.SliceChannels: _slice_channels,
     ops.Lookup: _lookup,
     ops.Clip: _clip,
+    ops.ChannelClip: _channel_clip,
     ops.FloatProgram: _float_program,
 }
 

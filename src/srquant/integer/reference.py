@@ -135,6 +135,11 @@ def _clip(graph: IntegerGraph, op: ops.Clip, values: _Inputs) -> Codes:  # noqa:
     return values[op.input].clip(op.lowest, op.highest)
 
 
+def _channel_clip(graph: IntegerGraph, op: ops.ChannelClip, values: _Inputs) -> Codes:  # noqa: ARG001
+    raised = np.maximum(values[op.input], op.lowest[:, None, None])
+    return np.minimum(raised, op.highest[:, None, None])
+
+
 def _float_program(graph: IntegerGraph, op: ops.FloatProgram, values: _Inputs) -> Codes:
     real = dequantize(values[op.input], graph.tensors[op.input].grid)
     return quantize(program.run(op.steps, real), graph.tensors[op.output].grid)
@@ -153,6 +158,7 @@ _KERNELS: dict[type[Operation], Callable[[IntegerGraph, Any, _Inputs], Codes]] =
     ops.SliceChannels: _slice_channels,
     ops.Lookup: _lookup,
     ops.Clip: _clip,
+    ops.ChannelClip: _channel_clip,
     ops.FloatProgram: _float_program,
 }
 

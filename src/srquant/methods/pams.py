@@ -12,7 +12,8 @@ not clipped; then it learns. Weights: `round(w*q/m)*m/q`, m = max|w| of the tens
 
 Deviations: the student starts from the float
 network (the released main.py starts it from random weights). The code's moving average, which never acts with its
-settings, is left out.
+settings, is left out. An alpha that is trained below 0 counts as 1e-6, with the gradient it has there; in the code it
+turns the clip round.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from srquant.methods.processes import joined
 from srquant.quantizers.grid import Grid
 from srquant.quantizers.kernels import SMALLEST_RANGE
 from srquant.quantizers.layers import ActivationQuantizer, QuantConv2d
-from srquant.quantizers.straight_through import round_straight_through
+from srquant.quantizers.straight_through import pass_gradient, round_straight_through
 from srquant.quantizers.weights import SymmetricWeights, WeightQuantizer
 
 
@@ -60,14 +61,17 @@ class MaxScaleQuantizer(ActivationQuantizer):
             largest = joined(values.detach().float().abs().flatten(1).amax(1)).mean()
             with torch.no_grad():
                 self.alpha.copy_(largest.clamp(min=SMALLEST_RANGE))
-        alpha, clipped = self.alpha.clone(), values.float()  # a later call may measure another alpha
+        alpha, clipped = pass_gradient(self.alpha, self._positive()), values.float()
         if not measures:
             clipped = torch.max(torch.min(clipped, alpha), -alpha)
         return round_straight_through(clipped * self.top / alpha) * alpha / self.top
 
     def step(self) -> Tensor:
         """The scale of the deployed grid, float32 [1]."""
-        return self.alpha.detach() / self.top
+        return self._positive() / self.top
+
+    def _positive(self) -> Tensor:
+        return self.alpha.detach().clamp(min=SMALLEST_RANGE)
 
     def deployed_grid(self) -> Grid:
         """Codes 0..2q around the zero point q."""

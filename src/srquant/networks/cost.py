@@ -91,12 +91,39 @@ def macs(network: nn.Module, height: int, width: int, channels: int = 3) -> int:
     Counted by `torch.utils.flop_counter` (floating-point operations / 2) on the meta device: no memory is
     used, whatever the size. Biases, activations, sums and products are not counted.
     """
+    with FlopCounterMode(display=False) as counter:
+        _run_without_memory(network, height, width, channels)
+    return counter.get_total_flops() // 2
+
+
+def convolution_macs(network: nn.Module, height: int, width: int, channels: int = 3) -> dict[str, int]:
+    """The multiply-accumulates of `macs`, convolution by convolution, by name.
+
+    Each output value of a convolution takes as many of them as one filter has weights.
+    """
+    counts: dict[str, int] = {}
+    names = {module: name for name, module in network.named_modules() if isinstance(module, nn.Conv2d)}
+
+    def note(module: nn.Module, _inputs: object, output: Tensor) -> None:
+        assert isinstance(module, nn.Conv2d)
+        counts[names[module]] = counts.get(names[module], 0) + output.numel() * module.weight[0].numel()
+
+    hooks = [module.register_forward_hook(note) for module in names]
+    try:
+        _run_without_memory(network, height, width, channels)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return counts
+
+
+def _run_without_memory(network: nn.Module, height: int, width: int, channels: int) -> None:
+    """One forward pass on the meta device, which knows shapes alone."""
     tensors = itertools.chain(network.named_parameters(), network.named_buffers())
     weights: dict[str, Tensor] = {name: tensor.to("meta") for name, tensor in tensors}
     image = torch.empty(1, channels, height, width, device="meta", dtype=_dtype(network))
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad():
         functional_call(network, weights, (image,))
-    return counter.get_total_flops() // 2
 
 
 def _after(module: nn.Module, reach: _Reach) -> _Reach:

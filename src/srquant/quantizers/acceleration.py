@@ -63,6 +63,10 @@ class Fusion:
         if bounds is None:
             values = values.relu() if self.relu else values
             return functional.conv2d(values, weight, bias, layer.stride, layer.padding, 1, layer.groups)
+        relu = self.relu
+        if source.watch is not None:
+            values, relu = values.relu() if relu else values, False
+            source.watch(source, values, bounds)
         stride, padding = layer.stride, layer.padding
         assert len(stride) == 2
         assert not isinstance(padding, str)
@@ -79,7 +83,7 @@ class Fusion:
             gradient=source.gradient,
             weight_step=step,
             integer_forward=self.integer,
-            relu=self.relu,
+            relu=relu,
         )
 
 

@@ -1,11 +1,12 @@
 """The artefact: a quantised network in one safetensors file.
 
-Tensors: per convolution `NAME.weight` (codes minus zero points, packed at b bits, uint8), `NAME.zero_points`
-(int32), `NAME.expansion` (int32), `NAME.bias` (int32 codes), `NAME.steps` (float32, the deployed step); per
-activation `NAME.scale` (float32), `NAME.zero_point` and `NAME.maximum_code` (int32), or the bounds and weights of its
-gate; `float.NAME` for what stays in float. The header's
-metadata holds one JSON text under `srquant_artefact`; its `structure` is a digest of the traced graph, since the
-same names would mean other tensors where a network's code computes in another order.
+Tensors: per convolution `NAME.weight` (codes minus zero points, over spacings, packed at b bits, uint8),
+`NAME.zero_points` and `NAME.spacings` (int32), `NAME.expansion` (int32), `NAME.bias` (int32 codes), `NAME.steps`
+(float32, the deployed step); per activation `NAME.scale` (float32), `NAME.zero_point` and `NAME.maximum_code` (int32),
+or the bounds and weights of its gate; of channels with offsets also `NAME.lowest` (uint8 [C], the first code of each
+window) and `NAME.factors` (float32 [C], where a tensor is rounded again by them); `float.NAME` for what stays in
+float. The header's metadata holds one JSON text under `srquant_artefact`; its `structure` is a digest of the traced
+graph, since the same names would mean other tensors where a network's code computes in another order.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import safetensors
 import torch
+from numpy.typing import NDArray
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
@@ -27,11 +29,14 @@ from srquant.config import QuantizationConfig
 from srquant.errors import UserError, unknown
 from srquant.files import atomic_path
 from srquant.networks import NETWORKS
+from srquant.quantizers.folding import module_of
 from srquant.quantizers.gating import GatedQuantizer, GateWeights, PictureGrid
 from srquant.quantizers.grid import Grid
 from srquant.quantizers.layers import ActivationQuantizer, LayerCodes
 from srquant.quantizers.network import QuantizedNetwork
+from srquant.quantizers.offsets import ChannelQuantizer
 from srquant.quantizers.packing import pack, unpack
+from srquant.quantizers.weights import LARGEST_INT8
 
 METADATA_KEY = "srquant_artefact"
 FORMAT = 3
@@ -65,9 +70,9 @@ def save_artefact(network: QuantizedNetwork, path: Path | str) -> None:
     tensors: dict[str, torch.Tensor] = {}
     for name, convolution in network.convolutions().items():
         codes = convolution.codes()
-        centred = (codes.weight - codes.zero_points.view(-1, 1, 1, 1)).to(torch.int8)
-        tensors[f"{name}.weight"] = torch.from_numpy(pack(centred.numpy(), convolution.bits))
+        tensors[f"{name}.weight"] = torch.from_numpy(pack(_packable(codes).numpy(), convolution.bits))
         tensors[f"{name}.zero_points"] = codes.zero_points
+        tensors[f"{name}.spacings"] = codes.spacings
         tensors[f"{name}.expansion"] = torch.tensor(codes.expansion, dtype=torch.int32)
         tensors[f"{name}.bias"] = codes.bias
         tensors[f"{name}.steps"] = codes.steps
@@ -79,6 +84,9 @@ def save_artefact(network: QuantizedNetwork, path: Path | str) -> None:
         tensors[f"{name}.scale"] = torch.tensor(grid.scale, dtype=torch.float32)
         tensors[f"{name}.zero_point"] = torch.tensor(grid.zero_point, dtype=torch.int32)
         tensors[f"{name}.maximum_code"] = torch.tensor(grid.maximum_code, dtype=torch.int32)
+        if isinstance(quantizer, ChannelQuantizer):
+            parts = {"lowest": quantizer.lowest, "factors": quantizer.factors}
+            tensors |= {f"{name}.{part}": torch.from_numpy(told) for part, told in parts.items() if told is not None}
     for name, parameter in network.float_parameters().items():
         tensors[f"float.{name}"] = parameter.detach().clone()
     told = {**header(network), "sha256": _digest(tensors)}
@@ -164,24 +172,57 @@ def _fill(network: QuantizedNetwork, told: dict[str, Any], tensors: dict[str, to
             continue
         scale, zero_point, maximum_code = (take(f"{name}.{part}") for part in ("scale", "zero_point", "maximum_code"))
         grid = Grid(float(scale), int(zero_point), int(maximum_code))
-        fits = 0 <= grid.zero_point <= grid.maximum_code < 2**quantizer.bits
+        parts = {part: take(f"{name}.{part}").numpy() for part in _OFFSETS if f"{name}.{part}" in left}
+        carrier = 8 if "lowest" in parts else quantizer.bits
+        fits = 0 <= grid.zero_point <= grid.maximum_code < 2**carrier
         if not (np.isfinite(grid.scale) and grid.scale > 0 and fits):
             raise UserError(f"the grid of '{name}' is impossible: {grid}")
         quantizer.grid = grid
+        if parts:
+            network.put_quantizer(name, _with_offsets(network, name, grid, parts))
     for name, convolution in network.convolutions().items():
         shape = tuple(convolution.weight.shape)
         codes = unpack(take(f"{name}.weight").numpy(), convolution.bits, shape)
-        steps, zero_points = take(f"{name}.steps"), take(f"{name}.zero_points")
+        steps, zero_points, spacings = (take(f"{name}.{part}") for part in ("steps", "zero_points", "spacings"))
         if not bool((torch.isfinite(steps) & (steps > 0)).all()):
             raise UserError(f"the steps of '{name}' are impossible: not all finite and above 0")
         expansion = int(take(f"{name}.expansion"))
-        if not 1 <= expansion <= 127 or bool((zero_points.abs() > 2 ** (convolution.bits - 1)).any()):
+        odd = (spacings == 2) & (zero_points == 1)
+        whole = (spacings == 1) & (zero_points.abs() <= 2 ** (convolution.bits - 1))
+        spread, centre = spacings.view(-1, 1, 1, 1), zero_points.view(-1, 1, 1, 1)
+        weight = torch.from_numpy(codes).int() * spread + centre
+        if not bool((odd | whole).all()) or not 1 <= expansion * max(int(weight.abs().max()), 1) <= LARGEST_INT8:
             raise UserError(f"the weight grid of '{name}' is impossible")
-        weight = (torch.from_numpy(codes) + zero_points.view(-1, 1, 1, 1)).to(torch.int8)
-        convolution.restore(LayerCodes(weight, zero_points, take(f"{name}.bias"), steps, expansion))
+        bias = take(f"{name}.bias")
+        convolution.restore(LayerCodes(weight.to(torch.int8), zero_points, bias, steps, expansion, spacings))
     network.load_float_parameters({n: take(f"float.{n}") for n in network.float_parameters()})
     if left:
         raise UserError(f"tensors without a place: {', '.join(sorted(left)[:3])}")
+
+
+def _packable(codes: LayerCodes) -> torch.Tensor:
+    """The weight codes as consecutive signed numbers, int8 [O,I,kH,kW]."""
+    centred = codes.weight.int() - codes.zero_points.view(-1, 1, 1, 1)
+    return (centred // codes.spacings.view(-1, 1, 1, 1)).to(torch.int8)
+
+
+_OFFSETS = {"lowest": np.uint8, "factors": np.float32}
+"""Of channels with offsets, and their types."""
+
+
+def _with_offsets(
+    network: QuantizedNetwork, name: str, grid: Grid, parts: Mapping[str, NDArray[Any]]
+) -> ChannelQuantizer:
+    """The quantiser of a tensor whose channels have windows or factors, in the place of the plain one."""
+    plain = network.activation_quantizers()[name]
+    if any(part.dtype != _OFFSETS[kind] for kind, part in parts.items()):
+        raise UserError(f"the offsets of '{name}' are impossible")
+    made = ChannelQuantizer(plain.bits, grid, parts.get("lowest"), parts.get("factors"))
+    readers = [layer for layer in network.convolutions().values() if layer.source is plain]
+    counts = {len(part) for part in parts.values()}
+    if not readers or any(counts != {layer.in_channels} for layer in readers):
+        raise UserError(f"the offsets of '{name}' do not fit the {readers[0].in_channels if readers else 0} channels")
+    return made
 
 
 _GATE_PARTS = ("first", "scale", "shift", "second")
@@ -208,7 +249,9 @@ def _structure(network: QuantizedNetwork) -> str:
     """SHA-256 over the names, the operations and the wiring of the traced graph."""
     digest = hashlib.sha256()
     for node in network.graph.graph.nodes:
-        what = type(network.graph.get_submodule(node.target)).__name__ if node.op == "call_module" else node.target
+        module = module_of(network.graph, node)
+        kind = ActivationQuantizer if isinstance(module, ActivationQuantizer) else type(module)  # of whatever grid
+        what = node.target if module is None else kind.__name__
         word = what if isinstance(what, str) else getattr(what, "__name__", "")
         digest.update(f"{node.name} {word} {node.args} {sorted(node.kwargs.items())}\n".encode())
     return digest.hexdigest()

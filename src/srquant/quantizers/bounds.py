@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import ClassVar
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -21,8 +24,12 @@ class BoundsQuantizer(ActivationQuantizer):
         upper: float32 [1], trained.
         initialised: bool [], whether the bounds were set from data; saved with the state.
         percentile: of the values kept by the first training batch's range; None leaves the bounds as they are.
+        watch: called with this quantiser, the values it is about to round and their bounds: a method may note the
+            values, or hook on their gradient.
+        plain: whether `round` is that of this class on the integer grid.
     """
 
+    plain: ClassVar[bool] = True
     initialised: Tensor
 
     def __init__(
@@ -42,12 +49,17 @@ class BoundsQuantizer(ActivationQuantizer):
         self.grid_kind: GridKind = grid
         self.gradient: Gradient = gradient
         self.kernel: Kernel = "eager"
+        self.watch: Callable[[BoundsQuantizer, Tensor, tuple[Tensor, Tensor]], None] | None = None
         self._seen: tuple[Tensor, int, bool] | None = None
 
     def forward(self, values: Tensor) -> Tensor:
         """Float32 values of any shape, rounded; the first training batch sets the bounds."""
         bounds = self.bounds_for(values)
-        return values if bounds is None else self.round(values, *bounds)
+        if bounds is None:
+            return values
+        if self.watch is not None:
+            self.watch(self, values, bounds)
+        return self.round(values, *bounds)
 
     def bounds_for(self, values: Tensor) -> tuple[Tensor, Tensor] | None:
         """The lower and the upper bound for these values, [1] or [N,1,1,1]; None to leave them as they are."""

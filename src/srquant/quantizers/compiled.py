@@ -47,6 +47,34 @@ def gradients(grad: Tensor, marks: Tensor, ranges: Ranges, *, residual: bool) ->
     return inside.as_strided(grad.shape, grad.stride()), lower.reshape(bounds), upper.reshape(bounds)
 
 
+def squared_mismatch(values: Tensor, ranges: Ranges) -> Tensor:
+    """The sum of squared rounding errors of values on one grid, float32 []."""
+    values = kernels.dense(values.detach())
+    return _compiled(_squared, values.device.type)(kernels.rows(values, 1), _table(ranges, values.device))
+
+
+def mismatch_products(grad: Tensor, values: Tensor, ranges: Ranges) -> Tensor:
+    """Of a gradient g and the rounding errors r: `<g, r>`, `<g, g>`, `<r, r>`, float32 [3]."""
+    values = kernels.dense(values)
+    grad, table = kernels.like(grad, values), _table(ranges, values.device)
+    return _compiled(_products, grad.device.type)(kernels.rows(grad, 1), kernels.rows(values, 1), table)
+
+
+def with_mismatch(grad: Tensor, values: Tensor, ranges: Ranges, factors: Tensor) -> Tensor:
+    """A gradient g plus a factor times the rounding errors r, in the type of the gradient.
+
+    Args:
+        grad: g, float32 or bfloat16.
+        values: of the shape of g.
+        ranges: one grid.
+        factors: float32 [3], where g*r is positive, zero and negative.
+    """
+    values = kernels.dense(values)
+    grad, table = kernels.like(grad, values), _table(ranges, values.device)
+    out = _compiled(_pulled, grad.device.type)(kernels.rows(grad, 1), kernels.rows(values, 1), table, factors)
+    return out.as_strided(values.shape, values.stride())
+
+
 def _numbers(sums: Tensor, ranges: Ranges) -> Iterable[Real]:
     """For each of the grids: its number, or its tensor."""
     return sums.tolist() if ranges.flat else [sums.reshape(ranges.bounds)]
@@ -89,6 +117,29 @@ def _round(values: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
     marks = torch.round((exact - codes) * (2 * AMPLITUDE))
     marks = torch.where(wide > upper, AMPLITUDE + 1, torch.where(wide < lower, -AMPLITUDE - 1, marks))
     return (codes * scale).to(values.dtype), marks.to(torch.int8)
+
+
+def _errors(values: Tensor, table: Tensor) -> Tensor:
+    _, _, scale, zero_point, levels = table.split(1, 1)
+    wide = values.float()
+    codes = torch.minimum(torch.maximum(torch.round(wide / scale), -zero_point), levels - zero_point)
+    return wide - codes * scale
+
+
+def _squared(values: Tensor, table: Tensor) -> Tensor:
+    return _errors(values, table).square().sum()
+
+
+def _products(grad: Tensor, values: Tensor, table: Tensor) -> Tensor:
+    wide, errors = grad.float(), _errors(values, table)
+    return torch.stack([(wide * errors).sum(), wide.square().sum(), errors.square().sum()])
+
+
+def _pulled(grad: Tensor, values: Tensor, table: Tensor, factors: Tensor) -> Tensor:
+    wide, errors = grad.float(), _errors(values, table)
+    agreement = wide * errors
+    factor = torch.where(agreement > 0, factors[0], torch.where(agreement < 0, factors[2], factors[1]))
+    return (wide + factor * errors).to(grad.dtype)
 
 
 def _gradients(grad: Tensor, marks: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

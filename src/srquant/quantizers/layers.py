@@ -62,6 +62,10 @@ class ActivationQuantizer(nn.Module):
             raise RuntimeError("this tensor has no grid yet: calibrate first")
         return self.grid
 
+    def channel_factors(self) -> Tensor | None:
+        """What channels are multiplied by before they are rounded, float32 [C]; None where they are not."""
+        return None
+
     def deployed(self) -> ActivationQuantizer:
         """The quantiser that stands in this one's place when the network is deployed.
 
@@ -111,10 +115,12 @@ class LayerCodes:
 
     Attributes:
         weight: int8 [O,I,kH,kW], not expanded; the real weight is `weight * expansion * steps`.
-        zero_points: int32 [O]; `weight - zero_points` lies within -2^(bits-1)..2^(bits-1)-1 and is what is packed.
+        zero_points: int32 [O]; `(weight - zero_points) / spacings` lies within -2^(bits-1)..2^(bits-1)-1 and is what is
+            packed.
         bias: int32 [O] on the grid input scale times `steps`.
         steps: float32 [O], the deployed (expanded) step.
         expansion: what deployment multiplies the weight by.
+        spacings: int32 [O], between neighbouring weights: 1, or 2 where all of them are odd.
     """
 
     weight: Tensor
@@ -122,6 +128,7 @@ class LayerCodes:
     bias: Tensor
     steps: Tensor
     expansion: int
+    spacings: Tensor
 
     def real_weight(self) -> Tensor:
         """Float32 [O,I,kH,kW]."""
@@ -194,8 +201,8 @@ class QuantConv2d(nn.Conv2d):
         weight = grids.weight_codes(self.weight, steps, self.bits)
         assert self.bias is not None
         bias = grids.bias_codes(self.bias, steps, self.input_scale)
-        zero_points = torch.zeros(self.out_channels, dtype=torch.int32)
-        self.frozen = LayerCodes(weight, zero_points, bias, steps, grids.expansion(self.bits))
+        zero_points, spacings = (torch.full((self.out_channels,), n, dtype=torch.int32) for n in (0, 1))
+        self.frozen = LayerCodes(weight, zero_points, bias, steps, grids.expansion(self.bits), spacings)
 
     def codes(self) -> LayerCodes:
         """The frozen layer as whole numbers.
@@ -213,7 +220,7 @@ class QuantConv2d(nn.Conv2d):
         Raises:
             UserError: a shape does not fit this layer.
         """
-        per_channel = codes.bias, codes.steps, codes.zero_points
+        per_channel = codes.bias, codes.steps, codes.zero_points, codes.spacings
         if codes.weight.shape != self.weight.shape or any(len(part) != self.out_channels for part in per_channel):
             raise UserError(
                 f"weight codes of shape {list(codes.weight.shape)} do not fit, expected {list(self.weight.shape)}"
@@ -227,11 +234,26 @@ class QuantConv2d(nn.Conv2d):
         if self.fusion is not None and self.weight_quantizer is not None:
             return self.fusion(self, input)
         if self.weight_quantizer is not None:
-            weight, step = self.weight_quantizer(self.weight)
+            factors = self._factors()
+            weight, step = self.weight_quantizer(self.weight if factors is None else self.weight / factors)
+            weight = weight if factors is None else weight * factors
             return self._convolved(input, weight, self.snapped_bias(step))
         if self.frozen is None:
             return super().forward(input)
         return self._convolved(input, self.frozen.real_weight(), self.frozen.real_bias(self.input_scale))
+
+    def divided_weight(self) -> Tensor:
+        """The weight that deployment rounds: over the factors that the input's channels are multiplied by."""
+        factors = self._factors()
+        return self.weight if factors is None else self.weight / factors
+
+    def _factors(self) -> Tensor | None:
+        """The factors of the input's channels as they meet the weight, [O,I,1,1] or [1,I,1,1]; None without them."""
+        factors = None if self.source is None else self.source.channel_factors()
+        if factors is None:
+            return None
+        rows = factors.view(self.groups, 1, -1, 1, 1).expand(-1, self.out_channels // self.groups, -1, 1, 1)
+        return rows.flatten(0, 1) if self.groups > 1 else factors.view(1, -1, 1, 1)
 
     def _convolved(self, values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return functional.conv2d(values, weight, bias, self.stride, self.padding, 1, self.groups)

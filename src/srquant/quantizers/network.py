@@ -22,6 +22,7 @@ from srquant.quantizers.grid import IMAGE_GRID, grid_from_range
 from srquant.quantizers.insertion import insert_quantizers
 from srquant.quantizers.joining import join_last_sum
 from srquant.quantizers.layers import ActivationQuantizer, QuantConv2d
+from srquant.quantizers.offsets import ChannelQuantizer
 from srquant.quantizers.placement import PlacementReport
 from srquant.quantizers.ranges import Range, RangeObserver, check_ranges
 from srquant.quantizers.structure import Structure
@@ -125,6 +126,10 @@ class QuantizedNetwork(nn.Module):
         """Names of the tensors whose grid a gate chooses picture by picture."""
         return [name for name, q in self.activation_quantizers().items() if isinstance(q, GatedQuantizer)]
 
+    def offsets(self) -> list[str]:
+        """Names of the tensors whose channels have windows or factors of their own."""
+        return [name for name, q in self.activation_quantizers().items() if isinstance(q, ChannelQuantizer)]
+
     def convolutions(self) -> dict[str, QuantConv2d]:
         """The quantised convolutions by the name they have in the float network."""
         return {name: m for name, m in self.graph.named_modules() if isinstance(m, QuantConv2d)}
@@ -215,8 +220,9 @@ class QuantizedNetwork(nn.Module):
         return {name: q for name, q in self.activation_quantizers().items() if not q.fixed}
 
     def storage_bytes(self) -> int:
-        """Bytes of the packed weight codes, bias codes and steps: the true size of the network."""
-        total = 0
+        """Bytes of the packed weight codes, bias codes, steps and offsets: the true size of the network."""
+        quantizers = self.activation_quantizers().values()
+        total = sum(q.stored_bytes() for q in quantizers if isinstance(q, ChannelQuantizer))
         for convolution in self.convolutions().values():
             total += -(-convolution.weight.numel() * convolution.bits // 8) + 8 * convolution.out_channels
         return total + 4 * sum(p.numel() for p in self.float_parameters().values())

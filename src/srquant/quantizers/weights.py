@@ -7,7 +7,7 @@ whose grid is input scale times step over expansion, stays fine.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -24,22 +24,25 @@ class WeightCodes:
 
     Attributes:
         multiples: int8 [O,I,kH,kW]; the real weight is `multiples * steps`.
-        zero_points: int32 [O]; `multiples - zero_points` lies within -2^(bits-1)..2^(bits-1)-1 and is what is packed.
+        zero_points: int32 [O]; `(multiples - zero_points) / spacing` lies within -2^(bits-1)..2^(bits-1)-1 and is what
+            is packed.
         steps: float32 [O], above 0.
         expansion: what deployment multiplies the multiples by (and divides the steps by).
+        spacing: between neighbouring multiples: 1, or 2 where all of them are odd.
     """
 
     multiples: Tensor
     zero_points: Tensor
     steps: Tensor
     expansion: int
+    spacing: int = 1
 
     def scaled(self, factors: Tensor) -> WeightCodes:
         """The codes of `weight * factors`, factors float [O], as batch normalisation needs it; no zero factor."""
         negative = (factors < 0).to(self.multiples.device)
         multiples = torch.where(negative.view(-1, 1, 1, 1), -self.multiples, self.multiples)
-        zero_points = torch.where(negative, 1 - self.zero_points, self.zero_points)
-        return WeightCodes(multiples, zero_points.int(), (self.steps * factors.abs()).float(), self.expansion)
+        zero_points = torch.where(negative, self.spacing - self.zero_points, self.zero_points).int()
+        return replace(self, multiples=multiples, zero_points=zero_points, steps=(self.steps * factors.abs()).float())
 
 
 class WeightQuantizer(nn.Module):

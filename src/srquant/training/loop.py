@@ -16,10 +16,11 @@ from srquant.config import TrainingConfig
 from srquant.errors import UserError
 from srquant.progress import Progress, Silent
 from srquant.training.checkpoint import find_checkpoint
+from srquant.training.clock import Clock
 from srquant.training.data import TrainingData
 from srquant.training.failure import explain
 from srquant.training.log import Log, Row
-from srquant.training.objective import Objective
+from srquant.training.objective import Combining, Objective
 from srquant.training.run import Run
 from srquant.training.schedule import epoch_of, total_steps
 from srquant.training.session import Interruption, own_folder, repeatable
@@ -132,7 +133,7 @@ def _train(
     config, team, at = run.config, run.team, run.position
     device = team.fabric.device
     last = total_steps(config)
-    clock = _Clock(at.step, last, config.batch, at.seconds)
+    clock = Clock(at.step, last, config.batch, at.seconds)
     changes = ForwardChanges(team, run.module)
     stop = False
     with data.batches(at.step + 1, last, team.places, pinned=device.type == "cuda") as batches:
@@ -156,7 +157,8 @@ def _train(
             due = ends_epoch if config.validate_every is None else step % config.validate_every == 0
             score = None
             if validation is not None and (due or step == last):
-                score = _validate(run, validation)
+                with clock.beside_training():
+                    score = _validate(run, validation)
             if score is not None or ends_epoch or step % _LOG_EVERY == 0:
                 row = _row(run, clock, score)
                 team.together(lambda row=row: log.write(row) if log else None)
@@ -190,9 +192,7 @@ def _step(run: Run, changes: ForwardChanges, step: int, low: Tensor, high: Tenso
     norm = torch.zeros((), device=low.device)
     gradients: list[Tensor] = []
     if learns:
-        team.fabric.backward(_sum(parts.values()))
-        gradients = [parameter.grad for parameter in run.parameters if parameter.grad is not None]
-        team.average(gradients)
+        gradients = _gradients(run, parts)
         norm = torch.nn.utils.get_total_norm(gradients).to(low.device)
     changes.share()
     told = torch.stack([*(part.detach().float() for part in parts.values()), norm])
@@ -206,6 +206,27 @@ def _step(run: Run, changes: ForwardChanges, step: int, low: Tensor, high: Tenso
             torch.nn.utils.clip_grads_with_norm_(run.parameters, config.gradient_clip, norm)
         run.optimizer.step()
     return values
+
+
+def _gradients(run: Run, parts: dict[str, Tensor]) -> list[Tensor]:
+    """Of the joined batch, left in the parameters; those of parts that stand apart as the objective combines them."""
+    objective, parameters = run.objective, run.parameters
+    names = objective.apart & parts.keys() if isinstance(objective, Combining) else frozenset[str]()
+    _backward(run, [part for name, part in parts.items() if name not in names], keep_graph=bool(names))
+    if isinstance(objective, Combining) and names:
+        first = [parameter.grad for parameter in parameters]
+        run.optimizer.zero_grad(set_to_none=True)
+        _backward(run, [parts[name] for name in names])
+        combined = objective.combine(parameters, first, [parameter.grad for parameter in parameters])
+        for parameter, gradient in zip(parameters, combined, strict=True):
+            parameter.grad = gradient
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+def _backward(run: Run, parts: list[Tensor], *, keep_graph: bool = False) -> None:
+    """The gradients of some loss parts, averaged over all processes."""
+    run.team.fabric.backward(_sum(parts), retain_graph=keep_graph)
+    run.team.average([parameter.grad for parameter in run.parameters if parameter.grad is not None])
 
 
 def _not_finite(run: Run, step: int, parts: dict[str, float], forward: Callable[[], object]) -> UserError:
@@ -224,7 +245,7 @@ def _validate(run: Run, validation: Validation) -> float:
         return team.sum(validation.score(run.objective.network, team.fabric.device, team.rank, team.size))
 
 
-def _row(run: Run, clock: _Clock, score: float | None) -> Row:
+def _row(run: Run, clock: Clock, score: float | None) -> Row:
     """The means since the last row, which are then forgotten."""
     at = run.position
     parts = {name: total / at.counts[name] for name, total in at.sums.items()}
@@ -241,42 +262,3 @@ def _floats(pixels: Tensor, device: torch.device) -> Tensor:
 
 def _sum(parts: Iterable[Tensor]) -> Tensor:
     return torch.stack([part.float() for part in parts]).sum()
-
-
-class _Clock:
-    """Speed and remaining time of this session."""
-
-    def __init__(self, step: int, last: int, batch: int, seconds: float) -> None:
-        self._start = self._row = time.monotonic()
-        self._first, self._last, self._batch = step, last, batch
-        self._before = seconds
-        self._row_steps = 0
-        self.steps = 0
-
-    def tick(self) -> None:
-        """A step is done."""
-        self.steps += 1
-        self._row_steps += 1
-
-    @property
-    def seconds(self) -> float:
-        """Of training, over all sessions."""
-        return self._before + time.monotonic() - self._start
-
-    def rate(self) -> float:
-        """Patches per second since the last call."""
-        now = time.monotonic()
-        rate = self._row_steps * self._batch / max(now - self._row, 1e-9)
-        self._row, self._row_steps = now, 0
-        return rate
-
-    def note(self, parts: dict[str, float], best: float | None) -> str:
-        """Loss, best validation PSNR, patches per second and remaining time."""
-        passed = time.monotonic() - self._start
-        left = int(passed / self.steps * (self._last - self._first - self.steps))
-        score = "" if best is None else f"  {best:.2f} dB"
-        rate = self.steps * self._batch / max(passed, 1e-9)
-        return (
-            f"loss {sum(parts.values()):.3f}{score}  {rate:.0f} images/s  "
-            f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
-        )

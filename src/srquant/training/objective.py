@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,28 @@ class Objective(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """Plain data that says what is trained; a run can only go on with an objective of the same description."""
+        ...
+
+
+@runtime_checkable
+class Combining(Protocol):
+    """An objective that combines the gradients of its loss parts in a way of its own, where others add them."""
+
+    @property
+    def apart(self) -> frozenset[str]:
+        """Names of loss parts that get a backward pass of their own."""
+        ...
+
+    def combine(
+        self, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None], apart: Sequence[Tensor | None]
+    ) -> list[Tensor | None]:
+        """The gradient of each parameter that the optimiser gets, after averaging over processes.
+
+        Args:
+            parameters: all that are trained.
+            gradients: of the sum of the other parts; None where there is none.
+            apart: of the sum of the parts that are `apart`.
+        """
         ...
 
 

@@ -1,0 +1,67 @@
+"""The command of the arena: methods side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from srquant.cli import output
+from srquant.cli.training import AcceleratorOption, BudgetOption, check_limits
+from srquant.errors import unknown
+
+
+def arena(
+    file: Annotated[Path, typer.Argument(help="What is compared, as TOML.", metavar="FILE.toml")],
+    target: Annotated[Path, typer.Option("-o", "--output", help="Folder of the runs, the table and the plot.")],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the arena in the folder, if there is one.")
+    ] = False,
+    weights: Annotated[Path | None, typer.Option(help="Float checkpoint that every entry starts from.")] = None,
+    data: Annotated[list[Path] | None, typer.Option(help="Folder of training pictures; repeatable.")] = None,
+    validation: Annotated[
+        Path | None, typer.Option(help="Folder of pictures to choose the best states by; never a benchmark set.")
+    ] = None,
+    benchmark: Annotated[list[Path] | None, typer.Option(help="Benchmark set to score on; repeatable.")] = None,
+    engine: Annotated[
+        str, typer.Option(help="What scores deployed networks; auto: ONNX Runtime, or PyTorch without it.")
+    ] = "auto",
+    accelerator: AcceleratorOption = "auto",
+    time_budget: BudgetOption = None,
+) -> None:
+    """Compare methods: the same float weights, pictures, placement and budget; one table, one plot."""
+    check_limits(accelerator, time_budget)
+    from srquant.engines import ENGINES
+    from srquant.experiments import arena as plan
+    from srquant.experiments.arena_report import check_plot, cost_cells, notes, save_arena, score_cells
+    from srquant.experiments.arena_ring import Ring, begin
+    from srquant.experiments.arena_runs import run_arena
+    from srquant.experiments.arena_table import table
+
+    if engine not in ("auto", *ENGINES):
+        raise unknown("engine", engine, ("auto", *ENGINES))
+    check_plot()
+    told = plan.open_arena(file, weights=weights, data=data or (), validation=validation)
+    ring = Ring(told, target, tuple(benchmark or ()), engine)
+    begin(ring, resume=resume)
+    failed = False
+    try:
+        for outcome in run_arena(ring, time_budget=time_budget, accelerator=accelerator, progress=output.Bars()):
+            failed |= outcome.status == "failed"
+            output.pairs([(outcome.name, f"{outcome.status}: {outcome.message}")])
+    except KeyboardInterrupt as interruption:
+        if str(interruption):
+            output.warn(str(interruption))
+        raise
+    rows = table(ring)
+    written = save_arena(ring)
+    output.table("scores: PSNR in dB and SSIM", *score_cells(ring, rows))
+    output.table("costs", *cost_cells(rows))
+    output.pairs([("note", line) for line in notes(ring, rows)])
+    output.pairs([("wrote", str(path)) for path in written])
+    left = sum(row.planned - len(row.results) for row in rows)
+    if left:
+        output.warn(f"{left} of {sum(row.planned for row in rows)} runs are not finished; go on with --resume")
+    if failed:
+        raise typer.Exit(1)

@@ -1,0 +1,226 @@
+"""The runs of an arena: trained or calibrated, measured and scored, in as many sittings as it takes."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from srquant.config import CalibrationConfig, Experiment, QuantizationConfig
+from srquant.errors import UserError
+from srquant.evaluation.costs import bit_operations, largest_levels, output_size, storage_bytes
+from srquant.evaluation.memory import peak_memory
+from srquant.experiments.arena import Arena, Contender, contenders, steps
+from srquant.experiments.arena_log import step_milliseconds
+from srquant.experiments.arena_ring import Result, Ring
+from srquant.experiments.queue import Outcome
+from srquant.experiments.scoring import score
+from srquant.experiments.starting import make_objective
+from srquant.experiments.training import ARTEFACT_FILE, CONFIG_FILE, Trained, train
+from srquant.files import atomic_path, sha256
+from srquant.imaging.crops import calibration_crops
+from srquant.methods.cfqp import representative
+from srquant.networks.info import SRNetwork
+from srquant.progress import Progress, Silent
+from srquant.quantizers import QuantizedNetwork, save_artefact
+from srquant.quantizers.artefact import is_artefact, load_artefact
+from srquant.quantizers.calibration import quantize_network
+from srquant.training import Validation, load_checkpoint
+from srquant.training.objective import PixelUnits
+
+_PEAK_FILE = "peak_memory.json"
+
+
+def run_arena(
+    ring: Ring, *, time_budget: float | None = None, accelerator: str = "auto", progress: Progress | None = None
+) -> Iterator[Outcome]:
+    """Do what is not done yet: train or go on training, calibrate, measure, score.
+
+    Whatever happens in between, killing included, the next call goes on where this one was. All entries are done with
+    the first seed before any is done with the second.
+
+    Args:
+        ring: an arena that `begin` took a folder for.
+        time_budget: seconds after which no further step and no further set is begun; one of them is done always.
+        accelerator: cpu, cuda or auto.
+        progress: told of everything.
+
+    Yields:
+        How each contender that was not finished before came out, until the time is over.
+
+    Raises:
+        UserError: the weights cannot be used, or an entry cannot be trained on this network at these bits.
+    """
+    end = None if time_budget is None else time.monotonic() + time_budget
+    left = [contender for contender in contenders(ring.arena) if not ring.finished(contender)]
+    if not left:
+        return
+    network, shown = ring.network(), progress or Silent()
+    _check_all(left, network)
+    for number, contender in enumerate(left):
+        if number and end is not None and time.monotonic() >= end:
+            return
+        try:
+            outcome = _sitting(ring, contender, network, end, accelerator, shown)
+        except (UserError, RuntimeError, OSError, MemoryError) as error:
+            outcome = Outcome(contender.run, "failed", " ".join(str(error).split()) or type(error).__name__)
+        yield outcome
+        if outcome.status == "out of time":
+            return
+
+
+def _check_all(left: Sequence[Contender], network: SRNetwork) -> None:
+    """Refuse a mistake in the last entry before the first one is trained."""
+    seen: set[tuple[str, int]] = set()
+    for contender in left:
+        if contender.experiment is None or (contender.entry, contender.bits) in seen:
+            continue
+        seen.add((contender.entry, contender.bits))
+        try:
+            make_objective(contender.experiment, network)
+        except UserError as error:
+            raise UserError(f"entry '{contender.entry}' at {contender.bits} bit: {error}") from error
+
+
+def _sitting(
+    ring: Ring, contender: Contender, network: SRNetwork, end: float | None, accelerator: str, progress: Progress
+) -> Outcome:
+    """Make one contender's network and score it, as far as the time goes."""
+    trained = _trained(ring, contender, network, end, accelerator, progress)
+    if not trained.finished:
+        return Outcome(contender.run, "out of time", f"step {trained.step} of {trained.steps}")
+    result = ring.result(contender)
+    if result is None or result.sha256 != trained.sha256:
+        result = _result(ring, contender, trained, network)
+        ring.save_result(contender, result)
+    began = False
+    for number, (name, folder) in enumerate(zip(ring.sets(), ring.benchmarks, strict=True)):
+        if ring.score(contender, result, name) is not None:
+            continue
+        if began and end is not None and time.monotonic() >= end:
+            return Outcome(contender.run, "out of time", f"scored on {number} of {len(ring.benchmarks)} sets")
+        began = True
+        score(trained, folder, ring.engine, progress)
+    engine = ring.engine_for(contender, result)
+    return Outcome(contender.run, "finished", f"validation {result.validation_psnr:.3f} dB, on {engine}")
+
+
+def _trained(
+    ring: Ring, contender: Contender, network: SRNetwork, end: float | None, accelerator: str, progress: Progress
+) -> Trained:
+    """The network of a contender: loaded, calibrated, or trained as far as the time goes."""
+    folder = ring.run(contender)
+    if contender.experiment is not None:
+        return _train(folder, contender.experiment, end, accelerator, progress)
+    folder.mkdir(parents=True, exist_ok=True)
+    if contender.quantization is None:
+        assert ring.arena.weights is not None
+        weights = Path(ring.arena.weights)
+        score = _validation(ring.arena, network).score(PixelUnits(network), torch.device("cpu"))
+        return Trained(folder, True, 0, 0, score, network, weights, sha256=sha256(weights))
+    file = folder / ARTEFACT_FILE
+    if not file.exists() or not is_artefact(file):
+        assert contender.calibration is not None
+        save_artefact(
+            calibrated(network, ring.arena.data.train, contender.quantization, contender.calibration, progress), file
+        )
+    model = load_artefact(file)
+    score = _validation(ring.arena, network).score(model, torch.device("cpu"))
+    return Trained(folder, True, 0, 0, score, model, file, sha256=sha256(file))
+
+
+def _train(folder: Path, experiment: Experiment, end: float | None, accelerator: str, progress: Progress) -> Trained:
+    """Train, and keep the most memory that a sitting held."""
+    cuda = accelerator != "cpu" and torch.cuda.is_available()
+    with peak_memory(cuda=cuda) as peak:
+        trained = train(
+            experiment,
+            folder,
+            resume=(folder / CONFIG_FILE).exists(),
+            accelerator=accelerator,
+            time_budget=None if end is None else max(end - time.monotonic(), 0.0),
+            progress=progress,
+        )
+    if peak.megabytes is not None:
+        before = _peak(folder)
+        with atomic_path(folder / _PEAK_FILE) as temporary:
+            temporary.write_text(json.dumps({"megabytes": max(peak.megabytes, before or 0.0)}) + "\n")
+    return trained
+
+
+def _peak(folder: Path) -> float | None:
+    try:
+        return float(json.loads((folder / _PEAK_FILE).read_text())["megabytes"])
+    except (OSError, ValueError):
+        return None
+
+
+def calibrated(
+    network: SRNetwork,
+    folders: Sequence[str],
+    quantization: QuantizationConfig,
+    calibration: CalibrationConfig,
+    progress: Progress,
+) -> QuantizedNetwork:
+    """A network quantised on pictures of several folders, an equal share from each.
+
+    Raises:
+        UserError: the pictures cannot be used.
+    """
+    share = calibration.model_copy(update={"images": max(calibration.images // len(folders), 1)})
+    info = network.info
+    crops = [crop for folder in folders for crop in calibration_crops(Path(folder), info.scale, share, info.channels)]
+    pictures, records = representative(network, crops, calibration, progress)
+    quantized = quantize_network(network, quantization, pictures, progress)
+    quantized.calibration = {**calibration.model_dump(), "pictures": records}
+    return quantized
+
+
+def _validation(arena: Arena, network: SRNetwork) -> Validation:
+    assert arena.data.validation is not None
+    info, count = network.info, arena.training.validation_pictures
+    return Validation(Path(arena.data.validation), info.scale, count, info.channels)
+
+
+def _result(ring: Ring, contender: Contender, trained: Trained, network: SRNetwork) -> Result:
+    """Everything but the scores."""
+    model = trained.model
+    assert isinstance(model, SRNetwork | QuantizedNetwork)
+    assert trained.validation_psnr is not None
+    assert trained.sha256 is not None
+    height, width = (side // network.info.scale for side in output_size(network.info.scale))
+    told: dict[str, Any] = {
+        "sha256": trained.sha256,
+        "simulated_because": trained.simulated_because,
+        "validation_psnr": trained.validation_psnr,
+        "bit_operations": bit_operations(model, height, width),
+    }
+    if isinstance(model, SRNetwork):
+        return Result(**told, placement="float32", storage_bytes=storage_bytes(model))
+    weight_levels, activation_levels = largest_levels(model)
+    told |= {
+        "placement": str(model.placement),
+        "weight_levels": weight_levels,
+        "activation_levels": activation_levels,
+        "storage_bytes": storage_bytes(model),
+    }
+    experiment = contender.experiment
+    if experiment is not None:
+        training, folder = experiment.training, ring.run(contender)
+        told |= {
+            "steps": steps(training),
+            "gradient_steps": _gradient_steps(folder),
+            "step_ms": step_milliseconds(folder, training.batch),
+            "peak_megabytes": _peak(folder),
+        }
+    return Result(**told)
+
+
+def _gradient_steps(folder: Path) -> int:
+    """Steps that Adam took; a step that only gathers statistics takes none."""
+    states = load_checkpoint(folder, "last").content["optimizer"]["state"].values()
+    return max((int(state["step"]) for state in states), default=0)

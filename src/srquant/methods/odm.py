@@ -1,0 +1,362 @@
+"""ODM: overcoming distribution mismatch in quantizing image super-resolution networks (Hong and Lee, ECCV 2024).
+
+Paper: https://arxiv.org/abs/2307.13337; its version 2 is that of the conference, version 1 of 2023 differs. There is no
+code. Version 2, with b bits and n = 2^b - 1, every layer's input X between trained bounds l and u:
+
+    q(X) = round((clip(X, l, u) - l)/s)*s + l;  s = (u - l)/n
+    weights: the same between -u_w and u_w;  u_w = gamma * f(W), f the 99th percentile, gamma trained from 1
+    loss = L1;  regulariser M = sum over layers of ||X - q(X)||_2
+    theta <- theta - rate * (dL1 + lambda * sim * dM);  sim = (cos(dL1, dM) + 1)/2;  lambda = 1e-5 (RDN 1e-6)
+
+The bounds start at the averages of the 1st and 99th percentiles over training batches; they and gamma have ten times
+the learning rate. Version 1 has no weight clipping correction, regularises the standard deviation of X, and takes the
+regulariser's gradient only where its sign is that of the reconstruction's:
+
+    regulariser = "variance", regulariser_share = 0.05, gate = "sign", granularity = "element", weight_clipping = "max",
+    offsets = "both"
+
+What the paper leaves open is an option; the regulariser is told in `srquant.methods.cooperation`:
+
+- `calibration_batches`: 100 batches, but no more than those of the first epoch, in which nothing is rounded and nothing
+  learned; the bounds are plain averages.
+- `clip_rule`: f is the percentile of |W|; of W itself, or the largest |W|. f(W) is a constant to the gradient of W.
+- `weight_clipping`: for the paper's ablation also without gamma ("percentile", "max") or with u_w trained ("learned").
+- `offsets` of version 1 are told in `srquant.methods.offsets`; they go with either regulariser.
+- `granularity`: one cosine for each parameter tensor.
+- `mismatch_gradient`: q(X) is a constant in M; "straight-through" moves nothing but clipped values.
+- `regulariser_share`: version 1 tells no lambda; it is then chosen in the first step that learns.
+- The regulariser moves weights, biases, slopes and normalisation, never ranges and gammas. With
+  `cooperation = "features"` what lies behind a regularised tensor cannot be told apart, so ranges move, too.
+
+Deviations: `grid` "integer" has a whole zero point, so that it can be deployed ["official": the formula above]; M sums
+over the inputs of the low-bit convolutions; at 8 bit weights are symmetric per tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from srquant.errors import UserError
+from srquant.methods import cooperation
+from srquant.methods.base import QuantizedObjective
+from srquant.methods.cooperation import Granularity, Regulariser
+from srquant.methods.flags import Flags
+from srquant.methods.offsets import OffsetBounds, OffsetConfig, check_offsets, choose_offsets
+from srquant.methods.passing import PassingBounds, PassingWeights
+from srquant.methods.processes import joined
+from srquant.networks.info import SRNetwork
+from srquant.quantizers.bounds import BoundsQuantizer, percentiles
+from srquant.quantizers.clipped_weights import ClippedWeights, ClipRule
+from srquant.quantizers.kernels import SMALLEST_RANGE
+from srquant.quantizers.layers import ActivationQuantizer, QuantConv2d
+from srquant.quantizers.network import QuantizedNetwork
+from srquant.quantizers.straight_through import Gradient, GridKind, pass_gradient, round_straight_through
+from srquant.quantizers.weights import SymmetricWeights, WeightQuantizer
+
+_RANGES_RATE = 10
+
+
+class ODMConfig(OffsetConfig):
+    """Options of ODM; the defaults are version 2, on the grid that can be deployed."""
+
+    bounds_learning_rate: float | None = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default=None, gt=0, allow_inf_nan=False, description="of the low-bit ranges; by default 10 times the network's"
+    )
+    grid: GridKind = Field(default="integer", description="'integer' can be deployed, 'official' is the paper's")
+    gradient: Gradient = Field(default="official", description="of bounds and clips; 'indicator' is that of PACT")
+    percentile: float = Field(default=99.0, gt=50, le=100, description="of the first bounds and of the weights' clip")
+    calibration_batches: int = Field(
+        default=100, ge=0, description="whose percentiles are averaged, within the first epoch; 0: the first one alone"
+    )
+    weight_clipping: Literal["corrected", "percentile", "learned", "max"] = Field(
+        default="corrected", description="of weights: gamma times the rule, the rule alone, a trained clip, the largest"
+    )
+    clip_rule: ClipRule = Field(default="magnitude", description="percentile of |W|, of W ('signed'), or the largest")
+    clip_learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="of gamma or a trained clip; by default 10 times the network's",
+    )
+    regulariser: Regulariser = Field(default="mismatch", description="'mismatch' is version 2, 'variance' version 1")
+    regulariser_weight: float = Field(default=1e-5, gt=0, allow_inf_nan=False, description="lambda; RDN 1e-6")
+    regulariser_share: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="of the L1 gradient at the first step, in place of a weight",
+    )
+    mismatch_gradient: Literal["detached", "straight-through"] = Field(
+        default="detached", description="whether the rounded values in the mismatch are constants"
+    )
+    gate: Literal["cosine", "sign", "none", "off"] = Field(
+        default="cosine", description="of the regulariser's gradient; 'none' adds it as it is, 'off' leaves it out"
+    )
+    cooperation: Literal["parameters", "features"] = Field(
+        default="parameters", description="gradients of parameters, two backward passes, or of features, one pass"
+    )
+    granularity: Granularity = Field(
+        default="tensor", description="of the gate: each element, each parameter (layer input), or all parameters"
+    )
+
+
+class AveragedBounds(PassingBounds):
+    """Trained bounds that start at percentiles averaged over batches.
+
+    Attributes:
+        batches: int64 [], averaged so far.
+        measures: whether batches are averaged now.
+    """
+
+    batches: Tensor
+
+    def __init__(self, bits: int, *, percentile: float, grid: GridKind, gradient: Gradient) -> None:
+        super().__init__(bits, percentile=percentile, grid=grid, gradient=gradient)
+        self.register_buffer("batches", torch.tensor(0))
+        self.measures = False
+
+    def bounds_for(self, values: Tensor) -> tuple[Tensor, Tensor] | None:
+        """See `BoundsQuantizer.bounds_for`."""
+        if self.measures:
+            self._average(values)
+        return super().bounds_for(values)
+
+    def looks(self) -> bool:
+        """See `BoundsQuantizer.looks`."""
+        return super().looks() or self.measures
+
+    def round(self, values: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+        """See `BoundsQuantizer.round`; on the official grid both bounds are levels."""
+        if self.grid_kind == "integer":
+            return super().round(values, lower, upper)
+        wide = values.float()
+        clipped = torch.maximum(torch.minimum(wide, upper), lower)
+        step = (upper - lower).clamp(min=SMALLEST_RANGE) / (2**self.bits - 1)
+        rounded = round_straight_through((clipped - lower) / step) * step + lower
+        if self.gradient == "indicator":
+            rounded = pass_gradient(clipped, rounded.detach())
+        return rounded.to(values.dtype)
+
+    @torch.no_grad()
+    def _average(self, values: Tensor) -> None:
+        assert self.percentile is not None
+        lower, upper = percentiles(joined(values), self.percentile)
+        upper = torch.maximum(upper, lower + SMALLEST_RANGE * (1 + lower.abs()))
+        self.batches += 1
+        for bound, new in ((self.lower, lower), (self.upper, upper)):
+            bound.copy_(torch.where(self.batches == 1, new, bound + (new - bound) / self.batches))
+        self.initialised.fill_(True)
+
+
+class AveragedOffsets(AveragedBounds, OffsetBounds):
+    """Averaged bounds of a tensor whose channels may have offsets."""
+
+    def __init__(self, bits: int, channels: int, config: ODMConfig) -> None:
+        super().__init__(bits, percentile=config.percentile, grid=config.grid, gradient=config.gradient)
+        self.prepare_offsets(channels, config)
+
+
+class ODM(QuantizedObjective):
+    """The objective of ODM.
+
+    Attributes:
+        batches: that the bounds were averaged over; part of the state.
+        regulariser_weight: float32 [], lambda; part of the state.
+        flags: "is_weighted": lambda is known; "has_offsets": the tensors with offsets are chosen, if there are any.
+    """
+
+    name = "odm"
+    config_type = ODMConfig
+    config: ODMConfig
+    regulariser_weight: Tensor
+
+    def __init__(
+        self, network: QuantizedNetwork, teacher: SRNetwork | None, config: ODMConfig, learning_rate: float
+    ) -> None:
+        if config.cooperation == "features" and config.granularity == "global":
+            raise UserError(
+                "method.granularity = 'global' needs method.cooperation = 'parameters'; 'features' allows 'element' "
+                "and 'tensor'"
+            )
+        fast = _RANGES_RATE * learning_rate
+        if config.offsets != "none" and (config.grid == "official" or not config.calibration_batches):
+            raise UserError(
+                f"method.offsets = '{config.offsets}' needs method.grid = 'integer' and calibration_batches above 0"
+            )
+        rates = {
+            "bounds_learning_rate": config.bounds_learning_rate or fast,
+            "clip_learning_rate": config.clip_learning_rate or fast,
+        }
+        super().__init__(network, teacher, config.model_copy(update=rates), learning_rate)
+        self.batches = 0
+        self.register_buffer("regulariser_weight", torch.tensor(config.regulariser_weight))
+        self.flags = Flags(is_weighted=config.regulariser_share is None, has_offsets=config.offsets == "none")
+        self.train()
+
+    def quantizer(self, old: ActivationQuantizer) -> ActivationQuantizer:
+        """Trained bounds."""
+        config = self.config
+        if config.offsets != "none":
+            return AveragedOffsets(old.bits, old.channels, config)
+        return AveragedBounds(old.bits, percentile=config.percentile, grid=config.grid, gradient=config.gradient)
+
+    def weights(self, convolution: QuantConv2d) -> WeightQuantizer:
+        """One clip per tensor."""
+        if convolution.bits == 8:
+            return PassingWeights(SymmetricWeights(8))
+        config = self.config
+        how = config.weight_clipping
+        return PassingWeights(
+            ClippedWeights(
+                convolution.bits,
+                convolution.weight,
+                clipping="rule" if how in ("percentile", "max") else how,
+                rule="max" if how == "max" else config.clip_rule,
+                percentile=config.percentile,
+                gradient=config.gradient,
+            )
+        )
+
+    def rest_weights(self, convolution: QuantConv2d) -> WeightQuantizer:
+        """Symmetric per channel, once the bounds are averaged."""
+        return PassingWeights(super().rest_weights(convolution))
+
+    def learns(self, epoch: int) -> bool:
+        """False in the first epoch until the bounds are averaged."""
+        return epoch > 1 or self.batches >= self.config.calibration_batches
+
+    def is_final(self, epoch: int) -> bool:
+        """True of epochs to come: each of them ends so."""
+        return epoch > self.epoch or self.learns(epoch)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Enter an epoch, from 1."""
+        super().start_epoch(epoch)
+        if self.config.offsets != "none":
+            check_offsets(self.network, self.config)
+        self._set_phase()
+
+    def _set_phase(self) -> None:
+        passes = not self.learns(self.epoch)
+        for module in self.network.modules():
+            if isinstance(module, PassingBounds | PassingWeights):
+                module.flags["passes"] = passes
+        if not passes:
+            self.network.train()
+            if not self.flags["has_offsets"]:
+                choose_offsets(self.network, self.config)
+                self.flags["has_offsets"] = True
+
+    def forward(self, low: Tensor, high: Tensor) -> dict[str, Tensor]:
+        """See `QuantizedObjective.forward`; the part "regulariser" is lambda * M."""
+        if not self.learns(self.epoch):
+            with self._measured():
+                parts = super().forward(low, high)
+            if self.training:
+                self.batches += 1
+                self._set_phase()
+            return parts
+        if self.config.gate == "off" or not torch.is_grad_enabled():
+            return super().forward(low, high)
+        if not self.flags["is_weighted"]:
+            self._choose_weight(low, high)
+        with self._regularised(apart=bool(self.apart)) as terms:
+            parts = super().forward(low, high)
+        return {**parts, "regulariser": self.regulariser_weight * torch.stack(terms).sum()} if terms else parts
+
+    @property
+    def apart(self) -> frozenset[str]:
+        """See `srquant.training.objective.Combining`."""
+        two_passes = self.config.cooperation == "parameters" and self.config.gate != "off"
+        return frozenset({"regulariser"} if two_passes else ())
+
+    def combine(
+        self,
+        parameters: Sequence[nn.Parameter],
+        gradients: Sequence[Tensor | None],
+        apart: Sequence[Tensor | None],
+    ) -> list[Tensor | None]:
+        """See `srquant.training.objective.Combining`; ranges and clips keep the gradient of the loss."""
+        assert self.config.gate != "off"
+        known = {id(parameter) for parameter in self._regularised_parameters()}
+        kept = [extra if id(parameter) in known else None for parameter, extra in zip(parameters, apart, strict=True)]
+        return cooperation.combined(gradients, kept, self.config.gate, self.config.granularity)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """As in `QuantizedObjective`, and the trained clips of weights."""
+        clips = self._clips()
+        known = {id(parameter) for parameter in clips}
+        groups = super().parameter_groups()
+        for group in groups:
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in known]
+        groups.append({"name": "clips", "params": clips, "lr": self.config.clip_learning_rate})
+        return [group for group in groups if group["params"]]
+
+    def get_extra_state(self) -> Tensor:
+        """Epoch and averaged batches, for `state_dict`."""
+        return torch.tensor([self.epoch, self.batches])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take them back from `state_dict`."""
+        self.epoch, self.batches = map(int, state)
+
+    def _clips(self) -> list[nn.Parameter]:
+        modules = self.network.modules()
+        return [p for module in modules if isinstance(module, ClippedWeights) for p in module.parameters()]
+
+    def _regularised_parameters(self) -> list[nn.Parameter]:
+        return next(group["params"] for group in self.parameter_groups() if group["name"] == "network")
+
+    def _layer_inputs(self) -> list[BoundsQuantizer]:
+        """The quantisers of what low-bit convolutions read, each once."""
+        sources = [layer.source for layer in self.network.convolutions().values() if layer.low_bit]
+        return list(dict.fromkeys(q for q in sources if isinstance(q, BoundsQuantizer) and q.low_bit))
+
+    @contextmanager
+    def _measured(self) -> Iterator[None]:
+        """Every low-bit quantiser averages the percentiles of its input."""
+        found = [q for q in self.network.activation_quantizers().values() if isinstance(q, AveragedBounds)]
+        try:
+            for quantizer in found:
+                quantizer.measures = True
+            yield
+        finally:
+            for quantizer in found:
+                quantizer.measures = False
+
+    @contextmanager
+    def _regularised(self, *, apart: bool) -> Iterator[list[Tensor]]:
+        """The regulariser of each layer input, to be differentiated (`apart`) or added to the gradients already."""
+        config = self.config
+        assert config.gate != "off"
+        watch = cooperation.Watch(
+            config.regulariser,
+            detached=config.mismatch_gradient == "detached",
+            pull=None if apart else cooperation.Pull(config.gate, config.granularity, self.regulariser_weight),
+        )
+        quantizers = self._layer_inputs()
+        try:
+            for quantizer in quantizers:
+                quantizer.watch = watch
+            yield watch.terms
+        finally:
+            for quantizer in quantizers:
+                quantizer.watch = None
+
+    def _choose_weight(self, low: Tensor, high: Tensor) -> None:
+        """Lambda from the two gradients of this batch; batch normalisation counts the batch once more."""
+        with self._regularised(apart=True) as terms:
+            parts = super().forward(low, high)
+        if not terms:
+            return
+        assert self.config.regulariser_share is not None
+        losses = torch.stack(list(parts.values())).sum(), torch.stack(terms).sum()
+        sizes = [cooperation.gradient_norm(loss, self._regularised_parameters()) for loss in losses]
+        self.regulariser_weight.copy_(self.config.regulariser_share * sizes[0] / sizes[1].clamp(min=SMALLEST_RANGE))
+        self.flags["is_weighted"] = True

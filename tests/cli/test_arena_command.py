@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from small_arena import write_arena
+from small_experiments import FLOAT, experiment, write_pictures
+from typer.testing import CliRunner
+
+from srquant.cli.app import app, main
+from srquant.experiments import train
+
+
+@pytest.fixture
+def ground(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with pictures, float weights and an arena of one seed."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
+    monkeypatch.chdir(tmp_path)
+    write_pictures(tmp_path / "pictures", 3)
+    write_pictures(tmp_path / "validation", 1, seed=1)
+    write_pictures(tmp_path / "SetA" / "HR", 2, seed=2)
+    train(experiment(FLOAT), tmp_path / "float", data=[tmp_path / "pictures"], accelerator="cpu")
+    write_arena(tmp_path / "arena.toml", arena={"seeds": [1]})
+    return tmp_path
+
+
+GIVEN = ("--weights", "float/network.safetensors", "--data", "pictures", "--validation", "validation")
+MORE = ("--benchmark", "SetA", "--accelerator", "cpu")
+
+
+def run(*args: object) -> str:
+    """Standard output of a command that succeeds, without wrapped lines."""
+    result = CliRunner().invoke(app, [str(arg) for arg in args], env={"COLUMNS": "200"}, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def cells(told: str, entry: str) -> list[list[str]]:
+    """The fields of every line of a table that begins with an entry."""
+    lines = [line for line in told.splitlines() if line.startswith(f"│ {entry} ")]
+    return [[cell.strip() for cell in line.strip("│ ").split("│")] for line in lines]
+
+
+def fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    """The one line that a mistake ends in."""
+    monkeypatch.setattr("sys.argv", ["srquant", "arena", *args])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    told = capsys.readouterr()
+    assert (ended.value.code, told.out) == (2, "")
+    assert re.fullmatch(r"error: [^\n]*\n", told.err), told.err
+    return told.err
+
+
+def test_an_arena_in_two_sittings_and_once_more(ground: Path) -> None:
+    told = run("arena", "arena.toml", "-o", "out", *GIVEN, *MORE, "--time-budget", "0")
+    assert re.search(r"fp32 +finished: validation [0-9.]+ dB, on torch", told)
+    assert cells(told, "PAMS")[0][:4] == ["PAMS", "2", "0 of 1", "-"]
+    assert "3 of 4 runs are not finished; go on with --resume" in told
+    told = run("arena", "arena.toml", "-o", "out", *GIVEN, *MORE, "--resume")
+    assert "pams-2bit-seed1  finished" in told
+    scores, costs = cells(told, "PAMS")
+    assert re.fullmatch(r"\d+\.\d{3} \+- -", scores[3])
+    assert scores[-1] == "onnxruntime"
+    assert costs[:3] == ["PAMS", "2", "3/3"]
+    for name in ("table.md", "table.csv", "table.json", "curves.csv", "curves.png"):
+        assert (ground / "out" / name).is_file()
+        assert f"out/{name}" in told
+    page = (ground / "out" / "table.md").read_bytes()
+    again = run("arena", "arena.toml", "-o", "out", *GIVEN, *MORE)
+    assert "finished:" not in again
+    assert cells(again, "PAMS") == [scores, costs]
+    assert (ground / "out" / "table.md").read_bytes() == page
+
+
+def test_one_that_fails_gives_exit_code_1(ground: Path) -> None:
+    write_arena(ground / "arena.toml", arena={"seeds": [1]}, training={"patch": 400})
+    result = CliRunner().invoke(app, ["arena", "arena.toml", "-o", "out", *GIVEN, *MORE], env={"COLUMNS": "200"})
+    assert result.exit_code == 1
+    assert re.search(r"pams-2bit-seed1  failed: .*patch 400", result.output)
+    assert "2 of 4 runs are not finished" in result.output
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("missing.toml", "-o", "out", *GIVEN), "cannot read 'missing.toml'"),
+        (("arena.toml", "-o", "out"), "name a checkpoint"),
+        (("arena.toml", "-o", "out", *GIVEN, "--engine", "onnx"), "unknown engine 'onnx'; .*mean 'onnxruntime'"),
+        (("arena.toml", "-o", "out", *GIVEN, "--accelerator", "gpu"), "unknown accelerator 'gpu'"),
+        (
+            ("arena.toml", "-o", "out", *GIVEN, "--time-budget", "-1"),
+            "--time-budget -1.0: allowed are 0 seconds or more",
+        ),
+        (("arena.toml", "-o", "out", *GIVEN, "--benchmark", "SetC"), "SetC"),
+        (("arena.toml", "-o", "pictures", *GIVEN), "the folder 'pictures' is not empty and holds no arena"),
+        (("arena.toml", "-o", "arena.toml", *GIVEN), "'arena.toml' is a file, not the folder of an arena"),
+        (("wrong.toml", "-o", "out", *GIVEN), "unknown ArenaRules key 'arena.bit'; .*did you mean 'arena.bits'"),
+    ],
+)
+def test_a_mistake_ends_in_one_line(
+    args: tuple[str, ...],
+    message: str,
+    ground: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (ground / "wrong.toml").write_text("[arena]\nbit = [2]\n[[entry]]\nname = 'PAMS'\nmethod = { name = 'pams' }\n")
+    assert re.search(message, fails(monkeypatch, capsys, *args))
