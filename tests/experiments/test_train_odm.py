@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from small_experiments import FLOAT, Place, experiment
 from srquant import jobs
 from srquant.engines import load
 from srquant.engines.exported import ExportedFile
+from srquant.errors import UserError
 from srquant.evaluation.levels import check_levels, level_counts
 from srquant.evaluation.verification import drawn_picture, verify
 from srquant.experiments import Trained, train
@@ -67,6 +69,23 @@ def test_a_run_in_many_sittings_is_the_run_in_one(way: str, tmp_path: Path, plac
     assert sittings == 7
     assert parts.sha256 == whole.sha256
     assert parts.validation_psnr == whole.validation_psnr
+
+
+def test_a_run_that_would_learn_nothing_is_refused_before_it_begins(tmp_path: Path, place: Place) -> None:
+    training = {"steps_per_epoch": 3, "epochs": 1}
+    with pytest.raises(UserError, match=r"epochs = 1 is too short for odm: nothing is learned in the 3 steps"):
+        run(tmp_path / "run", place, training=training)
+    assert not (tmp_path / "run").exists()
+    assert run(tmp_path / "run", place, training=training, calibration_batches=2).finished
+
+
+def test_the_float_network_of_the_statistics_is_not_validated(tmp_path: Path, place: Place) -> None:
+    trained = run(tmp_path / "run", place, training={"steps_per_epoch": 2, "epochs": 3})
+    with (trained.folder / "log.csv").open(newline="") as file:
+        rows = {int(row["step"]): row["validation_psnr"] for row in csv.DictReader(file)}
+    assert rows[2] == ""
+    assert float(rows[4]) < 60
+    assert float(rows[6]) < 60
 
 
 @pytest.mark.parametrize("way", ["version 2", "one pass"])

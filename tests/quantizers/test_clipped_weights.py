@@ -102,6 +102,19 @@ def test_a_corrected_clip_follows_the_weights_and_a_learned_one_does_not():
     assert trained == [["gamma"], [], ["trained_clip"]]
 
 
+def test_a_gamma_below_zero_comes_back():
+    weight = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(3))
+    quantizer = ClippedWeights(2, weight)
+    assert quantizer.gamma is not None
+    with torch.no_grad():
+        quantizer.gamma.fill_(-0.1)
+    rounded, step = quantizer(weight)
+    assert bool((step > 0).all())
+    (rounded - weight).square().sum().backward()
+    assert quantizer.gamma.grad is not None
+    assert float(quantizer.gamma.grad) < 0, "a larger clip lowers the loss"
+
+
 def test_gamma_has_the_gradient_of_the_clip_times_the_rule():
     weight = torch.randn(4, 3, 3, 3)
     quantizer, grad = ClippedWeights(3, weight), torch.randn(4, 3, 3, 3)

@@ -89,7 +89,8 @@ def make_objective(experiment: Experiment, network: SRNetwork) -> Objective:
     """What the training loop trains; its `network` is the float network itself or a quantised one made from it.
 
     Raises:
-        UserError: an unknown option of the method, or the network cannot be quantised as the experiment says.
+        UserError: an unknown option of the method, the network cannot be quantised as the experiment says, or the
+            training is none that the method can do its work in.
     """
     rate = experiment.training.learning_rate
     if experiment.method is None or experiment.quantization is None:
@@ -100,12 +101,8 @@ def make_objective(experiment: Experiment, network: SRNetwork) -> Objective:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(experiment.training.seed)
         objective = method.from_options(quantized, network, experiment.method.settings, rate)
-    if not objective.is_final(experiment.training.epochs):
-        raise UserError(
-            f"training.epochs = {experiment.training.epochs} is too short for {experiment.method.name}: "
-            "the network gets its final form only later (method.gate_start_epoch)"
-        )
     use_kernel(quantized, experiment.training.kernel)
+    objective.check(experiment.training)
     return objective
 
 

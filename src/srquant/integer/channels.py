@@ -17,7 +17,7 @@ _UNIT = 64
 
 
 def scaling(output: str, source: str, factors: NDArray[np.float32]) -> ops.Convolution:
-    """A requantisation that multiplies each channel by a factor: every engine is as fast at it as without factors."""
+    """A requantisation that multiplies each channel by a factor, which every engine has a kernel for."""
     count = len(factors)
     weight, bias = np.full((count, 1, 1, 1), _UNIT, np.int8), np.zeros(count, np.int32)
     return ops.Convolution(output, source, weight, bias, factors / np.float32(_UNIT), 0, groups=count, relu=False)

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from srquant.config import build
+from srquant.config import TrainingConfig, build
+from srquant.errors import UserError
 from srquant.methods.losses import knowledge_transfer_loss
 from srquant.methods.passing import PassingBounds
 from srquant.networks.info import SRNetwork
@@ -105,6 +106,18 @@ class QuantizedObjective(nn.Module):
     def rest_weights(self, convolution: QuantConv2d) -> WeightQuantizer:
         """The quantiser of 8-bit weights."""
         return SymmetricWeights(convolution.bits, per_channel=True)
+
+    def check(self, training: TrainingConfig) -> None:
+        """Refuse a training in which the method cannot do its work; to be called before it begins.
+
+        Raises:
+            UserError: it is too short, or its kernel cannot compute what the method needs.
+        """
+        if not self.is_final(training.epochs):
+            raise UserError(
+                f"training.epochs = {training.epochs} is too short for {self.name}: the network gets its final form "
+                "only later (method.gate_start_epoch)"
+            )
 
     def start_epoch(self, epoch: int) -> None:
         """Enter an epoch, from 1."""

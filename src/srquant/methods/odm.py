@@ -42,6 +42,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from srquant.config import TrainingConfig
 from srquant.errors import UserError
 from srquant.methods import cooperation
 from srquant.methods.base import QuantizedObjective
@@ -235,11 +236,21 @@ class ODM(QuantizedObjective):
         """True of epochs to come: each of them ends so."""
         return epoch > self.epoch or self.learns(epoch)
 
+    def check(self, training: TrainingConfig) -> None:
+        """See `QuantizedObjective.check`."""
+        super().check(training)
+        steps, batches = training.steps_per_epoch, self.config.calibration_batches
+        if training.epochs == 1 and steps <= batches:
+            raise UserError(
+                f"training.epochs = 1 is too short for odm: nothing is learned in the {steps} steps, since the bounds "
+                f"are averaged in the first method.calibration_batches = {batches}"
+            )
+        if self.config.offsets != "none":
+            check_offsets(self.network, self.config)
+
     def start_epoch(self, epoch: int) -> None:
         """Enter an epoch, from 1."""
         super().start_epoch(epoch)
-        if self.config.offsets != "none":
-            check_offsets(self.network, self.config)
         self._set_phase()
 
     def _set_phase(self) -> None:

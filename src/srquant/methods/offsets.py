@@ -14,7 +14,7 @@ The paper's text says no more than that; it has no code. Ours, and not the paper
 - S counts in whole steps of the grid, rounded straight-through, so that it costs next to nothing when the network runs:
   `srquant.quantizers.offsets` tells how it is deployed. `offset_steps = "free"` leaves it real; that is a simulation
   which cannot be deployed. `offset_bits` keeps it within signed numbers of so many bits; without, it may move a window
-  as far as 8-bit codes reach.
+  as far as 8-bit codes reach. Files hold windows as 8-bit codes and factors in float32 either way.
 - A is trained through its logarithm, and weights are rounded behind the division, which makes both exact to undo.
 - Shifts start at 0 and scales at 1, where the network computes what it did without them. `offset_start = "statistics"`
   starts scales at mean(sigma)/sigma_c, and the bounds anew.

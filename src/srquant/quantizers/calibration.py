@@ -31,7 +31,7 @@ _ROUNDED_SIDE = 64
 
 _BLACK, _WHITE = 0, 255
 _GREYS = range(_BLACK + 17, _WHITE, 17)
-_END_SHARE, _GREY_SHARE = 0.2, 0.007
+_END_SHARE, _GREY_SHARE = 0.05, 0.002
 """How much black, white and each of the greys count where weights are rounded, all crops together counting 1."""
 
 _FLAT_CORE = 2

@@ -21,7 +21,7 @@ from srquant.errors import unknown
 from srquant.quantizers import kernels
 from srquant.quantizers.bounds import percentiles
 from srquant.quantizers.kernels import SMALLEST_RANGE
-from srquant.quantizers.straight_through import Gradient
+from srquant.quantizers.straight_through import Gradient, pass_gradient
 from srquant.quantizers.weights import LARGEST_INT8, WeightCodes, WeightQuantizer
 
 ClipRule = Literal["magnitude", "signed", "max"]
@@ -162,9 +162,9 @@ class ClippedWeights(WeightQuantizer):
     def clip(self, weight: Tensor) -> Tensor:
         """The present clip, float32 [1], at least 1e-6; differentiable in what is trained of it, not in the weight."""
         if self.trained_clip is not None:
-            return self.trained_clip.clamp(min=SMALLEST_RANGE)
+            return _positive(self.trained_clip)
         clip = clip_by_rule(weight, self.rule, self.percentile)
-        return clip if self.gamma is None else (self.gamma * clip).clamp(min=SMALLEST_RANGE)
+        return clip if self.gamma is None else _positive(self.gamma * clip)
 
     def forward(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """See `WeightQuantizer.forward`."""
@@ -188,3 +188,8 @@ class ClippedWeights(WeightQuantizer):
     @property
     def _expansion(self) -> int:
         return LARGEST_INT8 // self._top
+
+
+def _positive(clip: Tensor) -> Tensor:
+    """At least 1e-6, with the gradient it has there, so that a clip trained below comes back."""
+    return pass_gradient(clip, clip.detach().clamp(min=SMALLEST_RANGE))

@@ -75,7 +75,8 @@ def fit(
     Args:
         objective: an `nn.Module`; see `Objective`.
         data: training pictures, opened with the same `config`.
-        validation: pictures that choose the best checkpoint; None keeps only the last.
+        validation: pictures that choose the best checkpoint, from the first step that learns on; None keeps only the
+            last.
         config: how long, how fast, on what patches.
         folder: of the run; made if it is not there.
         devices: how many take part, on this machine.
@@ -156,7 +157,7 @@ def _train(
             ends_epoch = step % config.steps_per_epoch == 0
             due = ends_epoch if config.validate_every is None else step % config.validate_every == 0
             score = None
-            if validation is not None and (due or step == last):
+            if validation is not None and run.objective.learns(epoch) and (due or step == last):
                 with clock.beside_training():
                     score = _validate(run, validation)
             if score is not None or ends_epoch or step % _LOG_EVERY == 0:
