@@ -17,6 +17,7 @@ from srquant.files import sha256
 from srquant.imaging import Picture, downscale, read_picture, write_picture
 from srquant.networks import EDSR, EDSRConfig
 from srquant.networks.loading import save_network
+from srquant.progress import Silent
 from srquant.quantizers import QuantizedNetwork
 
 CROPS = CalibrationConfig(images=3, crop=12)
@@ -68,6 +69,32 @@ srquant.save(net, Path({str(tmp_path / "c.safetensors")!r}))
 """
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, env={**os.environ, "PYTHONHASHSEED": "77"})
     assert (tmp_path / "c.safetensors").read_bytes() == first
+
+
+def test_several_folders_give_an_equal_share_each(place: Path, tmp_path: Path) -> None:
+    for i in range(3):
+        save(tmp_path / "more" / f"q{i}.png", noise(50, 40, 10 + i))
+    folders = [place / "pictures", str(tmp_path / "more")]
+    config = CalibrationConfig(images=5, crop=12)
+    quantized = srquant.quantize(place / "net.safetensors", folders, calibration=config)
+    names = [str(record["file"]) for record in quantized.calibration["pictures"]]
+    assert [name[0] for name in names] == ["p", "p", "q", "q"]
+    assert quantized.calibration["images"] == 5
+    warned: list[str] = []
+
+    class Listener(Silent):
+        def warn(self, text: str) -> None:
+            warned.append(text)
+
+    ranges = tmp_path / "ranges.toml"
+    srquant.quantize(place / "net.safetensors", folders, calibration=config, save_ranges=ranges)
+    srquant.quantize(place / "net.safetensors", folders, ranges_from=ranges, progress=Listener())
+    assert warned == []
+    srquant.quantize(place / "net.safetensors", folders[::-1], ranges_from=ranges, progress=Listener())
+    told = f"the pictures in '{folders[1]}', '{folders[0]}' are not those that the ranges were taken from"
+    assert warned == [told]
+    with pytest.raises(UserError, match="give one"):
+        srquant.quantize(place / "net.safetensors", [])
 
 
 def test_another_seed_takes_and_records_other_crops(place: Path, tmp_path: Path) -> None:

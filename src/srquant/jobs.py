@@ -20,7 +20,7 @@ from srquant.evaluation.clip_rows import StudySettings
 from srquant.evaluation.clip_study import run_clip_study
 from srquant.evaluation.scores import Evaluation, evaluate_engine, facts
 from srquant.files import atomic_path, check_target, sha256
-from srquant.imaging.crops import calibration_crops
+from srquant.imaging.crops import Crop, calibration_crops
 from srquant.integer import lower
 from srquant.integer.litert import default_shape, to_litert
 from srquant.integer.litert_writer import PictureKind
@@ -49,7 +49,7 @@ EXPORT_SUFFIXES: dict[ExportFormat, str] = {"onnx": ".onnx", "openvino": ".xml",
 
 def quantize(
     model: ModelOrPath,
-    data: Path | str | None = None,
+    data: Path | str | Sequence[Path | str] | None = None,
     quantization: QuantizationConfig | None = None,
     calibration: CalibrationConfig | None = None,
     *,
@@ -62,7 +62,7 @@ def quantize(
     Args:
         model: a float network or its checkpoint.
         data: folder of pictures to take the activation ranges from and to round the weights on; 5 to 20 different
-            ones do.
+            ones do. Of several folders an equal share from each.
         quantization: bits, placement, ranges; 8 bit by default.
         calibration: how many pictures and which.
         save_ranges: calibration file to write; see `srquant.quantizers.calibration_file`.
@@ -74,7 +74,8 @@ def quantize(
             used.
     """
     network, progress = _float_network(model), progress or Silent()
-    if data is None and ranges_from is None:
+    folders = [] if data is None else _folders(data)
+    if not folders and ranges_from is None:
         raise UserError("ranges come from a folder of pictures or from a calibration file: give one")
     if save_ranges is not None:
         check_target(Path(save_ranges))
@@ -83,13 +84,12 @@ def quantize(
         if quantization is not None or calibration is not None:
             raise UserError("a calibration file brings its own settings: change them there")
         file = read_calibration_file(Path(ranges_from))
+        quantized = quantize_with(network, file)
         if file.weights_sha256 != digest:
             progress.warn(f"the ranges of '{ranges_from}' were taken from other weights of this network")
-        quantized = quantize_with(network, file)
-        _round_again(network, quantized, None if data is None else Path(data), progress)
+        _round_again(network, quantized, folders, progress)
     else:
-        assert data is not None
-        quantized = _calibrated(network, Path(data), quantization, calibration or CalibrationConfig(), progress)
+        quantized = _calibrated(network, folders, quantization, calibration or CalibrationConfig(), progress)
         file = calibration_file(quantized, digest)
     if save_ranges is not None:
         file.save(Path(save_ranges))
@@ -98,13 +98,13 @@ def quantize(
 
 def _calibrated(
     network: SRNetwork,
-    data: Path,
+    folders: Sequence[Path],
     quantization: QuantizationConfig | None,
     calibration: CalibrationConfig,
     progress: Progress,
 ) -> QuantizedNetwork:
     """A network quantised on pictures, which it records."""
-    crops = calibration_crops(data, network.info.scale, calibration, network.info.channels)
+    crops = _crops(network, folders, calibration)
     pictures, records = representative(network, crops, calibration, progress)
     quantized = quantize_network(network, quantization or QuantizationConfig(), pictures, progress)
     quantized.calibration = {**calibration.model_dump(), "pictures": records}
@@ -115,24 +115,31 @@ def _calibrated(
     return quantized
 
 
-def _round_again(network: SRNetwork, quantized: QuantizedNetwork, data: Path | None, progress: Progress) -> None:
+def _crops(network: SRNetwork, folders: Sequence[Path], calibration: CalibrationConfig) -> list[Crop]:
+    """Patches of the pictures of several folders, an equal share from each."""
+    share, info = calibration.model_copy(update={"images": max(calibration.images // len(folders), 1)}), network.info
+    return [crop for folder in folders for crop in calibration_crops(folder, info.scale, share, info.channels)]
+
+
+def _round_again(network: SRNetwork, quantized: QuantizedNetwork, folders: Sequence[Path], progress: Progress) -> None:
     """Round the weights of a network with ranges from a file on the pictures that the file tells."""
     on_pictures = quantized.quantization.weight_rounding == "compensated"
-    if on_pictures != (data is not None):
+    if on_pictures != bool(folders):
         raise UserError(
             "the calibration file has weights rounded on its pictures: give their folder too (--data), or change its "
             "quantization.weight_rounding to 'nearest'"
             if on_pictures
             else "the calibration file rounds every weight to the nearest code: it needs no pictures"
         )
-    if data is None:
+    if not folders:
         return
     told = quantized.calibration
     config = build(CalibrationConfig, {key: told[key] for key in CalibrationConfig.model_fields if key in told})
-    crops = calibration_crops(data, network.info.scale, config, network.info.channels)
+    crops = _crops(network, folders, config)
     pictures, records = representative(network, crops, config, progress)
     if records != told.get("pictures"):
-        progress.warn(f"the pictures in '{data}' are not those that the ranges were taken from")
+        places = "', '".join(map(str, folders))
+        progress.warn(f"the pictures in '{places}' are not those that the ranges were taken from")
     compensate(quantized, pictures, progress)
 
 
@@ -155,7 +162,7 @@ def overshoot(
         UserError: the model is not a float network, or the pictures cannot be used.
     """
     network, calibration = _float_network(model), calibration or CalibrationConfig()
-    crops = calibration_crops(Path(data), network.info.scale, calibration, network.info.channels)
+    crops = _crops(network, [Path(data)], calibration)
     pictures, records = representative(network, crops, calibration, progress)
     return overshoot_report(network, [str(record["file"]) for record in records], pictures, progress or Silent())
 
@@ -185,11 +192,8 @@ def clip_study(
     Raises:
         UserError: see `srquant.evaluation.clip_study.run_clip_study`.
     """
-    network, progress = _float_network(model), progress or Silent()
-    if pictures is None:
-        progress.warn("calibrated on the pictures that are scored: other ones tell what to expect of new pictures")
-    settings = settings or StudySettings()
-    return run_clip_study(network, Path(data), Path(pictures or data), Path(folder), settings, progress)
+    network, settings = _float_network(model), settings or StudySettings()
+    return run_clip_study(network, Path(data), Path(pictures or data), Path(folder), settings, progress or Silent())
 
 
 def export(
@@ -325,7 +329,7 @@ def evaluate(
         UserError: a set is empty or mis-paired, or the engine cannot run the model.
     """
     opened = _opened(model)
-    folders = [Path(data)] if isinstance(data, Path | str) else [Path(folder) for folder in data]
+    folders = _folders(data)
     path = Path(model) if isinstance(model, Path | str) else None
     told = facts(opened, name=str(path) if path else opened.__class__.__name__, digest=_digest(path) if path else None)
     return evaluate_engine(open_engine(opened, engine, threads=threads), folders, told, progress or Silent())
@@ -356,6 +360,10 @@ def upscale(
     """
     runner = open_engine(_opened(model), engine)
     return upscale_path(runner, Path(source), Path(target), tile=tile, overwrite=overwrite)
+
+
+def _folders(data: Path | str | Sequence[Path | str]) -> list[Path]:
+    return [Path(data)] if isinstance(data, Path | str) else [Path(folder) for folder in data]
 
 
 def _float_network(model: ModelOrPath) -> SRNetwork:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from srquant.cli import clipping
 from srquant.cli.app import app, main
 from srquant.engines import load
-from srquant.evaluation import clip_study
+from srquant.evaluation import clip_times
 from srquant.evaluation.clip_rows import SCORES, Row, Study, Variant
 from srquant.imaging import Picture, write_picture
 from srquant.networks.loading import save_network
@@ -78,7 +78,9 @@ def test_ranges_saved_and_used_again_give_the_same_network(ready: Path, tmp_path
     assert (tmp_path / "same.json").read_bytes() == text
 
 
-def test_ranges_of_other_weights_are_warned_of(ready: Path, tmp_path: Path) -> None:
+def test_ranges_of_other_weights_are_warned_of_where_they_fit(
+    ready: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     ranges = tmp_path / "ranges.json"
     start = ["quantize", ready / "net.safetensors", "-o", tmp_path / "q.safetensors"]
     options = ["--crop", 16, "--weight-rounding", "nearest", "--save-ranges", ranges]
@@ -87,6 +89,8 @@ def test_ranges_of_other_weights_are_warned_of(ready: Path, tmp_path: Path) -> N
     told = json.loads(ranges.read_text())
     ranges.write_text(json.dumps({**told, "weights_sha256": "0" * 64}))
     assert "warning: the ranges of" in run(*start, "--ranges-from", ranges)
+    ranges.write_text(json.dumps({**told, "weights_sha256": "0" * 64, "network": "xlsr"}))
+    assert "those of another network" in fails(monkeypatch, capsys, *start, "--ranges-from", ranges)
 
 
 def test_pictures_are_given_where_weights_are_rounded_on_them_and_only_there(
@@ -167,11 +171,12 @@ def test_overshoot_prints_and_writes(ready: Path, tmp_path: Path) -> None:
 
 
 def test_clip_study_writes_its_files_and_goes_on(ready: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clip_study, "installed_engines", lambda: ["torch"])
+    monkeypatch.setattr(clip_times, "installed_engines", lambda: ["torch"])
     words = "--images 3 --crop 12 --shape 8x10 --rounds 1 --threads 1"
     start = ["clip-study", ready / "net.safetensors", "--data", ready / "Set1", "-o", tmp_path / "s", *words.split()]
-    assert "calibrated on the pictures that are scored" in run(*start)
+    assert "calibrated on pictures that are scored (1 of 1)" in run(*start)
     told = run(*start, "--calibration", ready / "Set1")
+    assert "calibrated on pictures that are scored (1 of 1)" in told
     for name in ("study.json", "study.md", "study.csv", "plot.png", "patches.png"):
         assert f"{tmp_path / 's' / name}" in told
         assert (tmp_path / "s" / name).stat().st_size > 0
@@ -193,7 +198,7 @@ def test_a_shape_that_is_none(
 
 
 def test_clip_study_prints_its_tables(ready: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clip_study, "installed_engines", lambda: ["torch"])
+    monkeypatch.setattr(clip_times, "installed_engines", lambda: ["torch"])
     words = "--images 3 --crop 12 --shape 8x10 --rounds 1 --threads 1"
     start = ["clip-study", ready / "net.safetensors", "--data", ready / "Set1", "-o", tmp_path / "s", *words.split()]
     told = run(*start, "--calibration", ready / "pictures")

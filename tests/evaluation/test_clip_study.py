@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,46 +10,37 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_quantized import float_network, noise
+from small_quantized import float_network
+from small_study import SETTINGS, make_place, run
 
 import srquant
 from srquant.config import CalibrationConfig
-from srquant.engines import Engine, Model, open_engine
+from srquant.engines import open_engine
 from srquant.errors import UserError
-from srquant.evaluation import clip_study
+from srquant.evaluation import clip_study, clip_times
 from srquant.evaluation.clip_report import markdown, table
 from srquant.evaluation.clip_rows import FLOAT, Row, Study, StudySettings, Variant, variants
 from srquant.evaluation.clip_study import quantized_variant, run_clip_study, scores
-from srquant.imaging import Picture, open_set, read_picture, write_picture
+from srquant.imaging import open_set, read_picture
 from srquant.imaging.crops import calibration_crops
 from srquant.methods import cfqp
 from srquant.metrics import Protocol, psnr, ssim
 from srquant.networks.info import SRNetwork
 from srquant.progress import Silent
-from srquant.quantizers import QuantizedNetwork
 
-SETTINGS = StudySettings(CalibrationConfig(images=7, crop=12), height=10, width=12, rounds=2, threads=1)
 FILES = ["patches.png", "plot.png", "study.csv", "study.json", "study.md"]
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A set of two pictures and seven more to calibrate on, of black and white squares: each overshoots."""
-    folder = tmp_path_factory.mktemp("clips")
-    for name, count in (("Set2/HR", 2), ("others", 7)):
-        (folder / name).mkdir(parents=True)
-        for i in range(count):
-            pixels = noise(18, 20 + i, seed=count + i).repeat(3, axis=0).repeat(3, axis=1)
-            pixels = np.where(pixels > 127, 255, 0).astype(np.uint8) if name == "others" else pixels
-            write_picture(folder / name / f"p{i}.png", Picture(pixels, None, False, None, None))
-    return folder
+    return make_place(tmp_path_factory.mktemp("clips"))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_engine() -> Iterator[None]:
     """Exporting the float network for other engines takes half a minute."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(clip_study, "installed_engines", lambda: ["simulate", "reference", "torch", "unknown"])
+        patch.setattr(clip_times, "installed_engines", lambda: ["simulate", "reference", "torch", "unknown"])
         yield
 
 
@@ -58,11 +49,6 @@ def done(place: Path) -> Path:
     """The folder of a finished study."""
     run(place, place / "done")
     return place / "done"
-
-
-def run(place: Path, folder: Path, settings: StudySettings = SETTINGS, network: SRNetwork | None = None) -> list[Path]:
-    network = network or float_network("abpn_x3")
-    return run_clip_study(network, place / "Set2", place / "others", folder, settings, Silent())
 
 
 def test_variants_are_all_combinations() -> None:
@@ -187,6 +173,40 @@ def test_a_folder_with_another_study_is_refused(place: Path, done: Path) -> None
     assert (done / "study.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("change", [{"height": 9}, {"width": 9}, {"rounds": 3}, {"threads": None}])
+def test_another_timing_keeps_the_scores(
+    change: dict[str, Any], place: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(done, tmp_path / "study")
+    before = Study.load(done)
+    assert before is not None
+    monkeypatch.setattr(clip_study, "_row", None)
+    monkeypatch.setattr(clip_study, "times", lambda *_: {FLOAT: {"torch": 7.0}})
+    run(place, tmp_path / "study", replace(SETTINGS, **change))
+    after = Study.load(tmp_path / "study")
+    assert after == replace(before, facts={**before.facts, **change}, times={FLOAT: {"torch": 7.0}})
+    monkeypatch.setattr(clip_study, "times", None)
+    run(place, tmp_path / "study", replace(SETTINGS, **change))
+    assert Study.load(tmp_path / "study") == after
+
+
+def test_too_little_memory_to_time_is_told_and_the_scores_are_kept(
+    place: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def timed(*_: object) -> dict[str, float]:
+        raise failure
+
+    shutil.copytree(done, tmp_path / "study")
+    monkeypatch.setattr(clip_times, "interleaved_medians", timed)
+    failure = MemoryError()
+    with pytest.raises(UserError, match=r"too little memory to time a picture of 9x12: .*--shape"):
+        run(place, tmp_path / "study", replace(SETTINGS, height=9))
+    assert (tmp_path / "study/study.json").read_bytes() == (done / "study.json").read_bytes()
+    failure = RuntimeError("shapes differ")
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        run(place, tmp_path / "study", replace(SETTINGS, height=9))
+
+
 @pytest.mark.parametrize("text", ["{", "[]", "\x00", "[" * 9999, "1" * 5000, '{"facts": {}, "rows": [{}]}'])
 def test_a_file_that_is_no_study_is_refused(text: str, place: Path, tmp_path: Path) -> None:
     (tmp_path / "study.json").write_text(text)
@@ -231,35 +251,6 @@ def test_a_damaged_study_is_refused(
     assert "\n" not in str(error.value)
 
 
-def test_an_unknown_engine_is_refused_before_anything_is_written(place: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"unknown engine 'onnxruntme'; .*did you mean 'onnxruntime'"):
-        run(place, tmp_path / "study", replace(SETTINGS, engine="onnxruntme"))
-    assert not (tmp_path / "study").exists()
-
-
-def test_an_engine_without_its_package_is_refused_before_anything_is_written(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(UserError, match="needs the package 'openvino'"):
-        run(place, tmp_path / "study", replace(SETTINGS, engine="openvino"))
-    assert not (tmp_path / "study").exists()
-
-
-def test_every_form_is_opened_before_anything_is_written(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def opened(model: Model, name: str, **options: Any) -> Engine:
-        if isinstance(model, QuantizedNetwork) and model.quantization.clip == "keep":
-            raise UserError(f"{name} knows no clip")
-        return open_engine(model, name, **options)
-
-    monkeypatch.setattr(clip_study, "open_engine", opened)
-    with pytest.raises(UserError, match="torch knows no clip"):
-        run(place, tmp_path / "study")
-    assert not (tmp_path / "study").exists()
-
-
 @pytest.mark.parametrize(
     ("key", "headings"),
     [("abpn_x3", ["clip kept, min-max", "clip removed, given"]), ("edsr_x2", ["min-max", "given"])],
@@ -288,13 +279,6 @@ def test_untamed_pictures_are_warned_of_once(place: Path, tmp_path: Path, monkey
     run_clip_study(network, place / "Set2", place / "others", tmp_path / "study", SETTINGS, Noted())
     assert warnings == [warning for warning in warnings if "7 of 7 pictures still leave 0..255" in warning]
     assert len(warnings) == 1
-
-
-def test_without_matplotlib_nothing_begins(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(UserError, match=r"plot of a clip study needs the package 'matplotlib': .*srquant\[plot\]"):
-        run(place, tmp_path / "study")
-    assert not (tmp_path / "study").exists()
 
 
 @pytest.mark.parametrize(("name", "expected"), [("abpn_x3", 31.551), ("xlsr_x3", 31.320)])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from small_offsets import offset_network
 from small_quantized import CONFIGS, float_network
 
 from srquant.config import QuantizationConfig
@@ -94,6 +95,17 @@ def test_levels_of_a_deployed_network_keep_to_its_bits() -> None:
     weights, activations = largest_levels(calibrated("edsr_x2", weight_bits=3, activation_bits=2, placement="daq"))
     assert 2 <= weights <= 8
     assert 2 <= activations <= 4
+
+
+def test_levels_of_tensors_with_offsets_are_those_of_a_channel() -> None:
+    deployed = deploy(offset_network("abpn_x3", scales=False))
+    assert deployed.offsets()
+    whole: list[int] = []
+    quantizers = deployed.activation_quantizers()
+    for name in deployed.offsets():
+        quantizers[name].register_forward_hook(lambda _m, _i, output: whole.append(len(torch.unique(output))))
+    _, activations = largest_levels(deployed)
+    assert 2 <= activations <= 4 < max(whole)
 
 
 def test_levels_of_simulations_are_counted_channel_by_channel() -> None:

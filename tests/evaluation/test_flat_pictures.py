@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -112,9 +113,22 @@ def test_pictures_suit_the_engine() -> None:
     assert len(steps) == len(engines) * len(STEPS)
 
 
-def test_a_file_that_is_all_border_is_judged_in_its_middle() -> None:
-    judged = judge_flat_pictures(DrawnEngine(lambda x: x * 0, halo=0, shape=(1, 2)))
-    assert (judged.white, judged.black) == (0, 0)
+@pytest.mark.parametrize("shape", [(5, 5), (6, 20), (20, 6)])
+def test_a_file_that_is_all_border_is_not_judged(shape: tuple[int, int]) -> None:
+    judged = judge_flat_pictures(DrawnEngine(halo=3, shape=shape))
+    assert judged.white == 0
+    assert (judged.judged, judged.faults(), judged.faults(GOOD)) == (False, [], [])
+    assert str(judged) == "all border, not judged"
+    assert not judged.is_worse_at_the_border(GOOD)
+    smallest = judge_flat_pictures(DrawnEngine(lambda x: x * 0, halo=3, shape=(7, 7)))
+    assert (smallest.judged, smallest.faults()) == (True, ["white becomes 0"])
+
+
+def test_a_border_may_be_16_levels_worse_than_the_float_network_s() -> None:
+    wanted = replace(GOOD, border=30)
+    assert not replace(GOOD, border=46).is_worse_at_the_border(wanted)
+    assert replace(GOOD, border=47).is_worse_at_the_border(wanted)
+    assert replace(GOOD, border=47).faults(wanted) == []
 
 
 def test_an_engine_may_be_as_bad_as_the_float_network() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -115,8 +116,39 @@ def test_an_exported_file_is_checked_against_its_artefact(tmp_path: Path) -> Non
     found = verify(network, exported=exported, progress=Silent())
     assert [one.engine for one in found] == ["onnxruntime", "openvino"]
     assert [one.promised for one in found] == [True, False]
-    other = verify(quantized_network("edsr_x2", 2), ["onnxruntime"], exported=exported, progress=Silent())
-    assert other[0].broken, "the file of another artefact"
+    assert not any(one.foreign for one in found)
+
+
+def test_an_exported_file_of_another_artefact_is_told(tmp_path: Path) -> None:
+    srquant.export(quantized_network("edsr_x2"), tmp_path / "a.onnx")
+    exported = load(tmp_path / "a.onnx")
+    assert isinstance(exported, ExportedFile)
+    (one,) = verify(quantized_network("edsr_x2", 2), ["onnxruntime"], exported=exported, progress=Silent())
+    assert (one.foreign, one.broken) == (True, True)
+    told = {**exported.description.provenance, "version": "0.0.0"}
+    older = replace(exported, description=replace(exported.description, provenance=told))
+    (one,) = verify(quantized_network("edsr_x2", 2), ["onnxruntime"], exported=older, progress=Silent())
+    assert (one.foreign, one.broken) == (False, True), "another srquant may tell the same artefact otherwise"
+
+
+@pytest.mark.parametrize("key", ["abpn_x3", "imdn_x2", "srresnet_x4"])
+def test_an_exported_file_of_another_network_is_refused(key: str, tmp_path: Path) -> None:
+    srquant.export(quantized_network(key), tmp_path / "a.onnx")
+    exported = load(tmp_path / "a.onnx")
+    assert isinstance(exported, ExportedFile)
+    name, scale = key.split("_x")
+    message = rf"a.onnx' holds another network than the artefact: {name} \(scale={scale}, .*, not edsr \(scale=2, "
+    with pytest.raises(UserError, match=message) as error:
+        verify(quantized_network("edsr_x2"), exported=exported, progress=Silent())
+    assert "\n" not in str(error.value)
+
+
+def test_an_exported_float_network_is_refused(tmp_path: Path) -> None:
+    srquant.export(float_network("edsr_x2"), tmp_path / "a.onnx")
+    exported = load(tmp_path / "a.onnx")
+    assert isinstance(exported, ExportedFile)
+    with pytest.raises(UserError, match=r"a.onnx' holds a float network: verify a file that was exported from"):
+        verify(quantized_network("edsr_x2"), exported=exported, progress=Silent())
 
 
 def test_litert_is_promised_equal_where_every_operation_is_proven(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from small_experiments import Place
 
 from srquant.experiments import Outcome
 from srquant.experiments.arena import open_arena
-from srquant.experiments.arena_ring import Ring, begin
+from srquant.experiments.arena_begin import begin
+from srquant.experiments.arena_ring import Ring
 from srquant.experiments.arena_runs import run_arena
 from srquant.settings import merged
 

@@ -111,7 +111,15 @@ def test_unequal_terms_are_refused_unless_they_are_wanted(
         ({"training": {"seed": 3}}, None, "training.seed is told by arena.seeds"),
         ({"calibration": {"seed": 3}}, None, "calibration.seed is told by arena.seeds"),
         ({"quantization": {"weight_bits": 3}}, None, "quantization.weight_bits is told by arena.bits"),
-        ({"network": {"name": "edsir"}}, None, "entry 'DDTB': unknown network 'edsir'; .*did you mean 'edsr'"),
+        ({"network": {"name": "edsir"}}, None, "': unknown network 'edsir'; .*did you mean 'edsr'"),
+        ({"network": {"name": "edsr", "widht": 8}}, None, "': unknown network key 'widht'; .*did you mean 'width'"),
+        ({"quantization": {"placement": "dqa"}}, None, "': unknown placement 'dqa'; .*did you mean 'daq'"),
+        (
+            {"network": {"name": "imdn"}},
+            None,
+            "entry 'calibrated': the placement 'ddtb' is defined for .* not for 'imdn'",
+        ),
+        ({}, {"quantization": {"placement": "dqa"}}, "entry 'PAMS .*': unknown placement 'dqa'; .*did you mean 'daq'"),
         ({"entry": []}, None, "entry = "),
         ({"entry": {"name": "DDTB"}}, None, r"entries are tables of their own: \[\[entry\]\]"),
         ({}, {"methods": {}}, "unknown ArenaEntry key 'entry 3.methods'; .*did you mean 'entry 3.method'"),
@@ -133,6 +141,22 @@ def test_a_mistake_is_told_in_one_line(
     with pytest.raises(UserError, match=message) as error:
         opened(tmp_path, place, last=entry, **changes)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "own", "message"),
+    [
+        ({"network": {"name": "edsrx"}}, {}, "': unknown network 'edsrx'; .*did you mean 'edsr'"),
+        ({"network": {"name": "edsr", "block": 2}}, {}, "': unknown network key 'block'; .*did you mean 'blocks'"),
+        ({"quantization": {"placement": "dqa"}}, {}, "': unknown placement 'dqa'; .*did you mean 'daq'"),
+        ({}, {"placement": "dqa"}, "entry 'calibrated': unknown placement 'dqa'; .*did you mean 'daq'"),
+    ],
+)
+def test_what_is_only_calibrated_is_checked_as_what_is_trained(
+    changes: dict[str, Any], own: dict[str, Any], message: str, tmp_path: Path, place: Place
+) -> None:
+    with pytest.raises(UserError, match=message):
+        opened(tmp_path, place, entry=[{"name": "calibrated", "quantization": own}], **changes)
 
 
 def test_an_entry_that_is_not_trained_has_no_training(tmp_path: Path, place: Place) -> None:

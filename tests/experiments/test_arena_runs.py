@@ -102,12 +102,12 @@ def test_costs_are_those_of_the_networks(whole: Ring) -> None:
     assert rows["PAMS"].told_once("placement") == (str(model.placement),)
 
 
-def test_a_step_is_timed_by_the_rows_of_the_log(whole: Ring) -> None:
-    log = (whole.folder / "runs" / "pams-2bit-seed1" / "log.csv").read_text().splitlines()
-    rows = list(csv.DictReader(log))
-    assert {row["step"] for row in rows if row["validation_psnr"]} == {"2", "4", "6"}
-    rates = [float(row["images_per_second"]) for row in rows]
-    assert told(whole, "pams-2bit-seed1")["step_ms"] == pytest.approx(2000 / median(rates))
+def test_a_step_is_timed_by_the_rows_that_learn_but_the_first(whole: Ring) -> None:
+    for name, counted in (("pams", ["3", "4", "6"]), ("ddtb", ["6"])):
+        log = (whole.folder / "runs" / f"{name}-2bit-seed1" / "log.csv").read_text().splitlines()
+        rates = [float(row["images_per_second"]) for row in csv.DictReader(log) if row["step"] in counted]
+        assert len(rates) == len(counted)
+        assert told(whole, f"{name}-2bit-seed1")["step_ms"] == pytest.approx(2000 / median(rates))
     times = [told(whole, f"pams-2bit-seed{seed}")["step_ms"] for seed in (1, 2)]
     assert by_name(whole)["PAMS"].median("step_ms") == median(times)
     assert by_name(whole)["calibrated"].median("step_ms") is None
@@ -116,7 +116,7 @@ def test_a_step_is_timed_by_the_rows_of_the_log(whole: Ring) -> None:
 def test_curves_span_all_seeds(whole: Ring) -> None:
     points = curves(whole)
     steps = {name: {p.step for p in points if p.entry == name} for name in ("FP32", "calibrated", "DDTB", "PAMS")}
-    assert steps == {"FP32": {0}, "calibrated": {0}, "DDTB": {2, 4, 6}, "PAMS": {2, 4, 6}}
+    assert steps == {"FP32": {0}, "calibrated": {0}, "DDTB": {4, 6}, "PAMS": {2, 4, 6}}
     for point in points:
         assert point.seeds == (1 if point.entry == "FP32" else 2)
         assert point.lowest <= point.mean <= point.highest
@@ -223,38 +223,6 @@ def test_another_set_is_scored_without_training_again(whole: Ring, tmp_path: Pat
         ring(tmp_path / "arena", place, place.benchmark, place.benchmark)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"training": {"epochs": 3}}, "another training.epochs: 2, not 3"),
-        ({"arena": {"seeds": [1]}}, r"another arena.seeds: \[1, 2\], not \[1\]"),
-        ({"entry": ARENA["entry"][:2]}, "another entry: "),
-        (
-            {"entry": [*ARENA["entry"][:2], {"name": "LSQ", "method": {"name": "lsq"}}]},
-            "another entry 3.name: 'PAMS', ",
-        ),
-    ],
-)
-def test_an_arena_with_other_settings_is_refused(
-    changes: dict[str, Any], message: str, whole: Ring, place: Place
-) -> None:
-    with pytest.raises(UserError, match=f"the arena in '.*' was begun with {message}.*; name another folder"):
-        sitting(ring(whole.folder, place, **changes))
-
-
-def test_an_arena_on_other_pictures_is_refused(whole: Ring, tmp_path: Path, place: Place) -> None:
-    other = Place(write_pictures(tmp_path / "others", 2, seed=7), place.validation, place.benchmark, place.network)
-    with pytest.raises(UserError, match="was begun with other training pictures; name another folder"):
-        sitting(ring(whole.folder, other))
-
-
-def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path, place: Place) -> None:
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "letter.txt").write_text("dear")
-    with pytest.raises(UserError, match="is not empty and holds no arena"):
-        sitting(ring(tmp_path / "full", place))
-
-
 def test_a_mistake_in_the_last_entry_is_told_before_the_first_is_trained(tmp_path: Path, place: Place) -> None:
     late = [ARENA["entry"][2], {"name": "DDTB", "method": {"name": "ddtb", "gate_start_epoch": 3}}]
     with pytest.raises(UserError, match=r"entry 'DDTB' at 2 bit: training\.epochs = 2 is too short for ddtb"):
@@ -306,6 +274,22 @@ def test_unequal_and_simulated_rows_say_so(tmp_path: Path, place: Place) -> None
     assert "- longer at 2 bit is not on equal terms (*): steps = 9, not 6" in page
     assert "- strict at 2 bit is not on equal terms (*): placement = 'strict', not 'ddtb'" in page
     assert rows["longer"].told_once("steps") == (9,)
+
+
+def test_a_row_with_offsets_says_that_levels_are_those_of_channels(tmp_path: Path, place: Place) -> None:
+    offsets = {"offsets": "shift", "offset_ratio": 1.0, "calibration_batches": 2, "bounds_learning_rate": 0.1}
+    entries = [{"name": "offsets", "method": {"name": "odm", **offsets}}, ARENA["entry"][2]]
+    one = ring(tmp_path / "arena", place, entry=entries, arena={"seeds": [1]})
+    sitting(one)
+    model = srquant.load(one.folder / "runs" / "offsets-2bit-seed1" / "quantized.safetensors")
+    count = len(model.offsets())
+    assert count > 1
+    row = by_name(one)["offsets"]
+    assert row.largest("offset_tensors") == count
+    assert 2 <= (row.largest("activation_levels") or 0) <= 4
+    page = markdown(one, table(one))
+    assert f"- offsets at 2 bit: levels counted per channel: {count} tensors with offsets\n" in page
+    assert "PAMS at 2 bit: levels" not in page
 
 
 def test_calibration_takes_its_share_from_every_folder(tmp_path: Path, place: Place) -> None:

@@ -179,10 +179,13 @@ def test_the_queue_of_the_project() -> None:
     entries = find_entries(ROOT / "experiments")
     assert [entry.name for entry in entries][:2] == ["010-edsr-x4", "011-edsr-x2"]
     assert all(entry.experiment.method is None for entry in entries[:2])
-    ddtb = [entry for entry in entries if entry.experiment.method is not None]
-    bits = [entry.experiment.quantization.weight_bits for entry in ddtb if entry.experiment.quantization is not None]
+    quantised = [entry for entry in entries if entry.experiment.method is not None]
+    bits = [e.experiment.quantization.weight_bits for e in quantised if e.experiment.quantization is not None]
     assert bits[:3] == [2, 3, 4]
-    assert all(entry.starts_from in ("010-edsr-x4", "011-edsr-x2") for entry in ddtb)
+    floats = {entry.name: entry.experiment.network for entry in entries if entry.experiment.method is None}
+    for entry in quantised:
+        assert entry.starts_from is not None
+        assert entry.experiment.network == floats[entry.starts_from]
     for entry in entries:
         small = shrunk(entry.experiment)
         assert make_objective(small, start_network(small)) is not None

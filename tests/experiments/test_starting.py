@@ -63,6 +63,10 @@ def test_a_digest_pins_the_weights(place: Place) -> None:
         ({"network": {"name": "edrs", "scale": 2}}, "unknown network 'edrs'; .*did you mean 'edsr'"),
         ({"network": {"name": "edsr", "widht": 8}}, "unknown network key 'widht'; .*did you mean 'width'"),
         ({**DDTB, "weights": "w", "method": {"name": "dtb"}}, "unknown method 'dtb'; .*did you mean 'ddtb'"),
+        (
+            {**DDTB, "weights": "w", "quantization": {"placement": "dtb"}},
+            "unknown placement 'dtb'; .*did you mean 'ddtb'",
+        ),
         (DDTB, "a quantised network is trained from float weights: .*--weights FILE.*'scratch'"),
     ],
 )

@@ -72,6 +72,10 @@ def test_it_is_plain_data() -> None:
     assert told["tensors"][0]["ranges"] == {"1": [0.0, 255.0]}
 
 
+def flat(value: int) -> np.ndarray:
+    return np.full((12, 14, 3), value, np.uint8)
+
+
 def advice(pictures: list[np.ndarray]) -> str:
     return "\n".join(report(pictures).advice)
 
@@ -86,10 +90,9 @@ def test_dark_and_light_pictures_are_told() -> None:
     assert "all pictures are dark, none has a value above 127" in advice([picture // 2 for picture in noisy])
     assert "all pictures are light, none has a value below 128" in advice([picture // 2 + 128 for picture in noisy])
     assert "all pictures" not in advice(noisy)
-
-
-def flat(value: int) -> np.ndarray:
-    return np.full((12, 14, 3), value, np.uint8)
+    alike = report([flat(128)] * 5).advice
+    assert "all pictures are of one brightness, 128..128: layers inside get too small a range" in alike
+    assert sum("all pictures" in line for line in alike) == 1
 
 
 def test_the_picture_that_decides_ranges_alone_is_named() -> None:
@@ -121,5 +124,8 @@ def test_overshoot_is_told_with_what_it_would_cost() -> None:
     assert lower < 0 < 255 < upper, "the test needs a network that overshoots"
     step = (upper - lower) / 255
     assert f"the output's step would be {step:.2f} grey levels" in "\n".join(found.advice)
+    (dark,) = report([noise(12, 14) // 4]).advice[-1:]
+    assert "100 % below 0" in dark, "the test needs dark pictures that overshoot below"
+    assert "step" not in dark
     calm = [np.random.default_rng(seed).integers(40, 215, (12, 14, 3), dtype=np.uint8) for seed in range(6)]
     assert "overshoot" not in advice([picture // 8 + 112 for picture in calm])

@@ -29,6 +29,7 @@ def test_ranges_are_widened_until_black_and_white_pass(key: str) -> None:
     hold_flat_pictures(wider, fold(float_network(key)), GREYISH)
     grown = [name for name, (lower, upper) in network.ranges.items() if wider.ranges[name] != (lower, upper)]
     assert grown
+    assert (wider.widened, network.widened) == (frozenset(grown), frozenset())
     assert all(wider.ranges[n][0] <= lo and wider.ranges[n][1] >= hi for n, (lo, hi) in network.ranges.items())
     cut: dict[str, float] = {}
 

@@ -81,6 +81,17 @@ def test_the_same_calibration_gives_the_same_text() -> None:
     assert other.ranges["body_1"].chosen == "mse"
 
 
+def test_ranges_widened_for_black_and_white_say_so_also_when_read_back() -> None:
+    network = quantized("imdn_x2", equalize=False, weight_rounding="nearest")
+    file = told(network, "imdn_x2")
+    chosen = {name: given.chosen for name, given in file.ranges.items()}
+    labels = {"percentile 99.997, widened for black and white", "percentile 99.997", "fixed"}
+    assert set(chosen.values()) == labels
+    assert {name for name, label in chosen.items() if "widened" in label} == network.widened
+    again = quantize_with(float_network("imdn_x2"), file)
+    assert {name: given.chosen for name, given in told(again, "imdn_x2").ranges.items()} == chosen
+
+
 def test_the_digest_is_that_of_the_weights() -> None:
     one, other = float_network("abpn_x3"), float_network("xlsr_x3")
     assert weights_sha256(one) == weights_sha256(one) != weights_sha256(other)
@@ -115,7 +126,11 @@ def test_a_range_changed_by_hand_counts(tmp_path: Path) -> None:
     [
         ({"ranges__body_1": None}, "the range of 'body_1' is missing"),
         ({"ranges__body_l": {"lower": 0, "upper": 1}}, "unknown tensor 'body_l'; .*did you mean 'body_"),
-        ({"ranges__body_1__lower": 500.0}, r"the range of 'body_1' is 500.0\.\..*: finite, lower end first"),
+        ({"ranges__body_1__lower": 500.0}, r"the range of 'body_1' is 500.0\.\..*: finite as float32, lower end first"),
+        ({"ranges__body_1__upper": 1e300}, r"the range of 'body_1' is 0.0\.\.1e\+300; allowed: finite as float32"),
+        ({"ranges__body_1__lower": -1e39}, r"the range of 'body_1' is -1e\+39\.\..*; allowed: finite as float32"),
+        ({"calibration__pictures": 5}, "edited.json': calibration.pictures = 5: allowed is a list with a table for"),
+        ({"calibration__pictures": ["p0.png"]}, r"calibration.pictures = \['p0.png'\]: allowed is a list with"),
         ({"ranges__body_1__upper": float("inf")}, "ranges.body_1.upper = inf: input should be a finite number"),
         ({"ranges__body_1__upper": float("nan")}, "ranges.body_1.upper = nan: input should be a finite number"),
         ({"ranges__body_1__upper": "wide"}, "ranges.body_1.upper = 'wide': input should be a valid number"),

@@ -34,8 +34,9 @@ def arena(
     check_limits(accelerator, time_budget)
     from srquant.engines import ENGINES
     from srquant.experiments import arena as plan
+    from srquant.experiments.arena_begin import begin
     from srquant.experiments.arena_report import check_plot, cost_cells, notes, save_arena, score_cells
-    from srquant.experiments.arena_ring import Ring, begin
+    from srquant.experiments.arena_ring import Ring
     from srquant.experiments.arena_runs import run_arena
     from srquant.experiments.arena_table import table
 

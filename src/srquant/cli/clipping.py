@@ -90,7 +90,10 @@ def clip_study(
     rounds: Annotated[int, typer.Option(min=1, help="Timed runs of every engine; the median counts.")] = 9,
     threads: ThreadsOption = None,
 ) -> None:
-    """Compare networks with their output clip removed and kept, by output grid and calibration pictures."""
+    """Compare networks with their output clip removed and kept, by output grid and calibration pictures.
+
+    A study that is continued with another shape, rounds or threads keeps its scores and takes its times anew.
+    """
     check_choice("range method", ranges, QuantizationConfig, "ranges")
     which = build(CalibrationConfig, {"images": images, "crop": crop, "seed": seed})
     height, width = parse_size(shape)

@@ -25,10 +25,11 @@ def verify(
         Path | None, typer.Option("--float", help="Its float checkpoint, to hold flat pictures against.")
     ] = None,
 ) -> None:
-    """Compare engines with the integer reference, in output levels; exit code 1 where the contract is broken.
+    """Compare engines with the integer reference, in output levels; exit code 1 where equality is promised and broken.
 
     Also told is what becomes of flat pictures: white, black and a grey ramp. With --float the exit code is 1 too where
-    an engine is off by more than 1 level from what the float network makes of them.
+    an engine is off by more than 1 level from what the float network makes of them; a border that is off by more than
+    16 levels more is warned of.
     """
     from srquant.engines import ExportedFile, load
     from srquant.evaluation.verification import judge_float, verify
@@ -57,7 +58,7 @@ def _show_differences(found: Sequence[Verification]) -> None:
             f"{100 * one.share:.4f} %",
             f"{one.psnr:.2f}",
             str(len(one.left_in_float)),
-            "BROKEN" if one.broken else "kept: equal" if one.promised else "not promised equal",
+            _verdict(one),
         ]
         for one in found
     ]
@@ -68,12 +69,18 @@ def _show_differences(found: Sequence[Verification]) -> None:
             output.pairs([(f"{one.engine} computes in float", _few(one.left_in_float))])
 
 
+def _verdict(one: Verification) -> str:
+    if one.foreign and one.largest:
+        return "exported from another artefact"
+    return "BROKEN" if one.broken else "kept: equal" if one.promised else "not promised equal"
+
+
 def _show_flat(found: Sequence[Verification], wanted: FlatPictures | None) -> bool:
     """Print what becomes of flat pictures, once for all engines that agree; returns whether the float one is better."""
     alike: dict[str, list[str]] = {}
     for one in found:
         verdict = "; ".join(one.flat.faults(wanted)) or "good within 1 level"
-        alike.setdefault(f"{one.flat}: {verdict}", []).append(one.engine)
+        alike.setdefault(f"{one.flat}: {verdict}" if one.flat.judged else str(one.flat), []).append(one.engine)
     rows = [] if wanted is None else [("flat pictures, float network", str(wanted))]
     rows += [
         (f"flat pictures, {', '.join(names) if len(alike) > 1 else 'as run'}", told) for told, names in alike.items()
@@ -82,6 +89,12 @@ def _show_flat(found: Sequence[Verification], wanted: FlatPictures | None) -> bo
     faulty = any(one.flat.faults(wanted) for one in found)
     if faulty and wanted is None:
         output.warn("flat pictures change; --float CHECKPOINT tells whether they do in the float network too")
+    for one in found:
+        if wanted is not None and one.flat.is_worse_at_the_border(wanted):
+            output.warn(
+                f"{one.engine}: at the border flat pictures are off by up to {one.flat.border} levels, "
+                f"those of the float network by {wanted.border}"
+            )
     return faulty and wanted is not None
 
 

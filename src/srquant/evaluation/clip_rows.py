@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,6 +32,9 @@ SETS: Mapping[str, tuple[int | None, Mapping[str, Any]]] = {
     "tamed": (None, {"mode": "tame"}),
 }
 """Calibration pictures by name: how many of all, the first ones, and what becomes of them."""
+
+TIMING = ("height", "width", "rounds", "threads")
+"""Settings, and facts, that the times depend on and the scores do not."""
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -129,7 +133,7 @@ class Study:
     """The whole study.
 
     Attributes:
-        facts: what it was made with, as plain data; a study is only continued with the same.
+        facts: what it was made with, as plain data; a study is only continued with the same, those of `TIMING` apart.
         float_scores: of the float network, as in `Row.scores`.
         rows: the finished ones.
         times: median milliseconds of a run, by form and engine.
@@ -143,7 +147,15 @@ class Study:
     times: Mapping[str, Mapping[str, FiniteFloat]] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
-        """Write `study.json`; whatever interrupts it, the file is whole."""
+        """Write `study.json`; the folder is made where it is missing; whatever interrupts it, the file is whole.
+
+        Raises:
+            UserError: the folder cannot be made or written.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make the folder '{folder}': {error.strerror}") from error
         with atomic_path(folder / STUDY_FILE) as temporary:
             temporary.write_text(json.dumps(asdict(self), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -165,6 +177,22 @@ class Study:
             first = error.errors()[0]
             reason = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"].lower())))
         raise UserError(f"'{path}' is not a readable clip study ({reason}): take another folder, or remove it")
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that cannot be made, before the work that would be lost.
+
+    Raises:
+        UserError: it, or the nearest one above that exists, is no folder or cannot be written.
+    """
+    try:
+        nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    except OSError as error:
+        raise UserError(f"cannot make the folder '{folder}': {error.strerror}") from error
+    if not nearest.is_dir():
+        raise UserError(f"cannot make the folder '{folder}': '{nearest}' is no folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"cannot make the folder '{folder}': '{nearest}' is not writable")
 
 
 def _consistent(study: Study) -> Study:

@@ -3,6 +3,7 @@
 Every combination of clip (removed, kept), output grid (given as 0..255, or calibrated as converters do) and set of
 calibration pictures is quantised and scored; every form of a file is timed. All numbers are those of the given
 benchmark set and machine. Finished rows are kept in `study.json`; a study that is begun again goes on behind them.
+Where it is to time another picture, or otherwise, only the times are taken anew.
 """
 
 from __future__ import annotations
@@ -19,13 +20,23 @@ from typing import Any
 from torch import fx
 
 import srquant
-from srquant.engines import ENGINES, Engine, installed_engines, open_engine
+from srquant.engines import ENGINES, Engine, Model, open_engine
 from srquant.errors import UserError, unknown
 from srquant.evaluation.clip_report import SHEET_FILE, check_plot, save_report
-from srquant.evaluation.clip_rows import FLOAT, SETS, STUDY_FILE, Row, Study, StudySettings, Variant, variants
+from srquant.evaluation.clip_rows import (
+    FLOAT,
+    SETS,
+    STUDY_FILE,
+    TIMING,
+    Row,
+    Study,
+    StudySettings,
+    Variant,
+    check_folder,
+    variants,
+)
+from srquant.evaluation.clip_times import picture_to_time, times
 from srquant.evaluation.patches import Patch, sheet, worst_patches
-from srquant.evaluation.timing import interleaved_medians
-from srquant.evaluation.verification import drawn_picture
 from srquant.files import sha256
 from srquant.imaging import BenchmarkSet, Picture, open_set, write_picture
 from srquant.imaging.crops import Crop, calibration_crops
@@ -41,8 +52,6 @@ from srquant.quantizers.folding import fold
 from srquant.quantizers.layers import ActivationQuantizer, KeptClip
 from srquant.quantizers.structure import Structure
 from srquant.upscaling import upscale_rgb
-
-_NOT_TIMED = ("simulate", "reference")
 
 
 def run_clip_study(
@@ -68,8 +77,9 @@ def run_clip_study(
 
     Raises:
         UserError: matplotlib is not installed, the engine is unknown or cannot run the network, a picture cannot be
-            used, the network cannot be quantised, the folder cannot be made or holds another study; nothing is
-            written then.
+            used, the network cannot be quantised, the picture to time is too large, the folder cannot be made or holds
+            another study; nothing is written then. Also where there is too little memory to time the picture: the
+            scores are kept then.
     """
     check_plot()
     if settings.engine not in ENGINES:
@@ -77,18 +87,28 @@ def run_clip_study(
     pairs = open_set(benchmark, network.info.scale)
     crops = calibration_crops(pictures, network.info.scale, settings.calibration, network.info.channels)
     study = _begun(folder, _facts(network, pairs, crops, settings))
+    check_folder(folder)
+    _warn_of_scored(pairs, crops, progress)
     _check_engine(network, crops, settings)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder '{folder}': {error.strerror}") from error
+    picture = picture_to_time(network.info.channels, settings)
     study = _scored(study, network, pairs, crops, folder, settings, progress)
     if not study.times:
-        study = replace(study, times=_times(network, crops, study, settings, progress))
+        study = replace(study, times=times(_forms(network, crops, study, settings), picture, settings, progress))
         study.save(folder)
     written = [folder / STUDY_FILE, *save_report(study, folder), folder / SHEET_FILE]
     write_picture(written[-1], Picture(sheet(_patches(network, pairs, crops, settings)), None, False, None, None))
     return written
+
+
+def _warn_of_scored(pairs: BenchmarkSet, crops: Sequence[Crop], progress: Progress) -> None:
+    """Tell where pictures are calibrated on and scored, by their content."""
+    scored = {sha256(pair.hr) for pair in pairs.pairs}
+    both = sum(crop.record["sha256"] in scored for crop in crops)
+    if both:
+        progress.warn(
+            f"calibrated on pictures that are scored ({both} of {len(crops)}): other ones tell what to expect of new "
+            "pictures"
+        )
 
 
 def _check_engine(network: SRNetwork, crops: Sequence[Crop], settings: StudySettings) -> None:
@@ -212,32 +232,13 @@ def _row(
     )
 
 
-def _times(
-    network: SRNetwork,
-    crops: Sequence[Crop],
-    study: Study,
-    settings: StudySettings,
-    progress: Progress,
-) -> dict[str, dict[str, float]]:
-    """Of the float network and of every form of a quantised one, on every installed engine that runs it."""
-    engines: dict[str, Engine] = {}
-    models: dict[str, Any] = {FLOAT: network}
+def _forms(network: SRNetwork, crops: Sequence[Crop], study: Study, settings: StudySettings) -> dict[str, Model]:
+    """The float network and one quantised network of every form."""
+    models: dict[str, Model] = {FLOAT: network}
     for variant in (row.variant for row in study.rows if row.operations):
         if variant.form not in models:
             models[variant.form] = quantized_variant(network, crops, variant, settings)[0]
-    for form, model in models.items():
-        for name in installed_engines():
-            if name not in _NOT_TIMED:
-                try:
-                    engines[f"{form}|{name}"] = open_engine(model, name, threads=settings.threads)
-                except UserError:
-                    continue
-    picture = drawn_picture(network.info.channels, settings.height, settings.width)
-    times: dict[str, dict[str, float]] = {}
-    for key, median in interleaved_medians(engines, picture, settings.rounds, progress).items():
-        form, name = key.split("|")
-        times.setdefault(form, {})[name] = median
-    return times
+    return models
 
 
 def _output_range(network: QuantizedNetwork) -> tuple[float, float] | None:
@@ -275,12 +276,13 @@ def _facts(network: SRNetwork, pairs: BenchmarkSet, crops: Sequence[Crop], setti
 
 
 def _begun(folder: Path, facts: Mapping[str, Any]) -> Study:
-    """The study that the folder holds, or a new one."""
+    """The study that the folder holds, without its times where they were taken otherwise; or a new one."""
     found = Study.load(folder)
     if found is None:
         return Study(facts)
     plain = json.loads(json.dumps(facts))
     differing = [key for key in plain if found.facts.get(key) != plain[key]]
-    if differing:
-        raise UserError(f"'{folder}' holds another study: its {differing[0]} differs; take another folder")
-    return found
+    others = [key for key in differing if key not in TIMING]
+    if others:
+        raise UserError(f"'{folder}' holds another study: its {others[0]} differs; take another folder")
+    return replace(found, facts=plain, times={}) if differing else found

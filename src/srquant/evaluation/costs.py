@@ -77,8 +77,9 @@ def storage_bytes(model: SRNetwork | QuantizedNetwork) -> int:
 def largest_levels(model: QuantizedNetwork) -> tuple[int, int]:
     """The most levels that low-bit weights (of one output channel) and low-bit activations take on a noise picture.
 
-    Of a deployed network the codes of whole tensors are counted. One that can only be simulated may have a grid for
-    every channel and picture: there it is the values of a channel.
+    Of a deployed network the codes of whole tensors are counted, but those of the richest channel where channels have
+    offsets (`QuantizedNetwork.offsets`): their windows lie apart, so that the whole tensor takes more. One that can
+    only be simulated may have a grid for every channel and picture: there it is the values of the richest channel.
     """
     how = model.quantization
     layers = {name: layer for name, layer in model.convolutions().items() if layer.bits == how.weight_bits}

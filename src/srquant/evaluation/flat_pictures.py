@@ -22,6 +22,9 @@ STEPS = tuple(range(0, WHITE + 1, 5))
 TOLERANCE = 1.0
 """Grey levels that an integer engine may be off by and still give white, black and a ramp that rises."""
 
+BORDER_TOLERANCE = 16
+"""Grey levels that an engine may be off by more than the float network where pixels see the picture's border."""
+
 _CORE = 2
 """Side of what is judged, in low-resolution pixels, where a picture is made as large as the network looks."""
 _WHOLE_SIDE = 48
@@ -38,6 +41,8 @@ class FlatPictures:
         fall: by how much a step of the ramp lies below a darker one at most, as the mean of a channel.
         shift: mean of a step's channel less its level, where that is largest; its sign tells brighter or darker.
         border: largest difference of any value, those at the border included, from its step's level.
+        judged: whether any pixel does not see the border; where a file's shape is too small for one, the numbers are
+            those of whole pictures and nothing is at fault.
     """
 
     white: int
@@ -45,8 +50,11 @@ class FlatPictures:
     fall: float
     shift: float
     border: int
+    judged: bool = True
 
     def __str__(self) -> str:
+        if not self.judged:
+            return "all border, not judged"
         ramp = f"falls by {self.fall:.2f}" if self.fall else "never falls"
         shift = f"greys shift by {self.shift:+.2f} at most"
         return f"white {self.white}, black {self.black}, ramp {ramp}, {shift}, {self.border} with the border"
@@ -59,6 +67,8 @@ class FlatPictures:
         """
         white, black, fall = (WHITE, 0, 0.0) if wanted is None else (wanted.white, wanted.black, wanted.fall)
         found = []
+        if not self.judged:
+            return found
         if self.white < white - TOLERANCE:
             found.append(f"white becomes {self.white}")
         if self.black > black + TOLERANCE:
@@ -66,6 +76,10 @@ class FlatPictures:
         if self.fall > fall + TOLERANCE:
             found.append(f"the grey ramp falls by {self.fall:.2f}")
         return found
+
+    def is_worse_at_the_border(self, wanted: FlatPictures) -> bool:
+        """Whether the border is off by more than 16 levels more than the float network's, `wanted`."""
+        return self.judged and self.border > wanted.border + BORDER_TOLERANCE
 
 
 def judge_flat_pictures(
@@ -82,7 +96,7 @@ def judge_flat_pictures(
     scale = engine.info.scale
     inside = tuple(
         slice(margin * scale, (length - margin) * scale)
-        for margin, length in zip(margins, (height, width), strict=True)
+        for margin, length in zip(margins or (0, 0), (height, width), strict=True)
     )
     shifts, ends, border = [], [], 0
     for level in levels:
@@ -97,21 +111,21 @@ def judge_flat_pictures(
     steps = every + np.array(levels)[:, None]
     fall = float((np.maximum.accumulate(steps) - steps).max())
     shift = float(every.flat[np.abs(every).argmax()])
-    return FlatPictures(ends[-1][0], ends[0][1], fall, shift, border)
+    return FlatPictures(ends[-1][0], ends[0][1], fall, shift, border, margins is not None)
 
 
-def _plan(engine: Engine) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Height and width of the pictures, and the margins above and beside what is judged, in low-resolution pixels."""
+def _plan(engine: Engine) -> tuple[tuple[int, int], tuple[int, int] | None]:
+    """Height and width of the pictures, and the margins above and beside what is judged, in low-resolution pixels.
+
+    The margins are None where nothing would be left.
+    """
     multiple, halo = engine.info.size_multiple, engine.halo
     side = _WHOLE_SIDE if halo is None else 2 * halo + _CORE
     side = -(-side // multiple) * multiple
     height, width = engine.shape or (side, side)
-    return (height, width), (_margin(height, halo), _margin(width, halo))
-
-
-def _margin(length: int, halo: int | None) -> int:
-    """The margin that leaves what does not see the border; a third where the network sees it from everywhere."""
-    return halo if halo is not None and length > 2 * halo else (length - 1) // 3
+    if halo is None:
+        return (height, width), ((height - 1) // 3, (width - 1) // 3)
+    return (height, width), (halo, halo) if min(height, width) > 2 * halo else None
 
 
 def _shift(core: Pixels, level: int) -> np.ndarray:

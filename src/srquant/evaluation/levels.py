@@ -11,7 +11,8 @@ from srquant.quantizers.offsets import ChannelQuantizer
 def level_counts(network: QuantizedNetwork, picture: torch.Tensor | None = None) -> dict[str, int]:
     """How many different codes each tensor takes, and each weight in its richest output channel.
 
-    A tensor whose channels have windows of their own is counted in its richest channel, too.
+    A tensor whose channels have offsets (`ChannelQuantizer`) is counted in its richest channel, too: each channel has
+    a window of 2^b codes of its own, and all windows together may take up to 256.
 
     Args:
         network: calibrated.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,9 +17,10 @@ from srquant.imaging.colour import seen_by
 from srquant.integer import lower
 from srquant.integer.litert_kernels import unequal
 from srquant.integer.litert_rewrites import prepare
-from srquant.networks.info import SRNetwork
+from srquant.networks.info import NetworkInfo, SRNetwork
 from srquant.progress import Progress
 from srquant.quantizers import QuantizedNetwork
+from srquant.quantizers.artefact import header
 from srquant.upscaling import upscale_pixels
 
 
@@ -36,6 +38,7 @@ class Verification:
             exact scales too; of a network that is integer throughout ONNX Runtime, and every other engine where the
             scales are exact.
         flat: what the engine makes of flat pictures.
+        foreign: whether it ran a file that says it was exported from another artefact.
     """
 
     engine: str
@@ -45,6 +48,7 @@ class Verification:
     left_in_float: tuple[str, ...]
     promised: bool
     flat: FlatPictures
+    foreign: bool = False
 
     @property
     def broken(self) -> bool:
@@ -71,13 +75,15 @@ def verify(
         progress: told of every engine.
 
     Raises:
-        UserError: the model is not a quantised artefact, or an engine is unknown or not installed.
+        UserError: the model is not a quantised artefact, an engine is unknown or not installed, or the exported file
+            holds another network or a float one.
     """
     if isinstance(model, ExportedFile):
         raise UserError("an exported file holds no reference to compare with: verify the artefact it came from")
     if isinstance(model, SRNetwork):
         raise UserError("a float network has no integer reference: quantise it first")
     assert isinstance(model, QuantizedNetwork)
+    foreign = exported is not None and _is_foreign(exported, model)
     channels = model.info.channels
     shape = None if exported is None else exported.description.shape
     picture = drawn_picture(channels, *(shape or ())) if picture is None else seen_by(channels, picture)
@@ -90,11 +96,33 @@ def verify(
         for name in engines:
             engine = open_engine(exported or model, name)
             promised = _is_promised(model, name) and not (exported and exported.description.unequal)
-            found.append(compare(engine, picture, wanted, promised=promised))
+            found.append(compare(engine, picture, wanted, promised=promised, foreign=foreign))
             progress.advance()
     finally:
         progress.finish()
     return found
+
+
+def _is_foreign(exported: ExportedFile, model: QuantizedNetwork) -> bool:
+    """Whether a file says that it was exported from another artefact; of another srquant's file nothing is known.
+
+    Raises:
+        UserError: the file holds another network, or a float one.
+    """
+    found, told = exported.description.info, exported.description.provenance
+    if found != model.info:
+        given, wanted = (_told(info) for info in (found, model.info))
+        raise UserError(f"'{exported.path}' holds another network than the artefact: {given}, not {wanted}")
+    if not told:
+        raise UserError(f"'{exported.path}' holds a float network: verify a file that was exported from the artefact")
+    own = json.loads(json.dumps(header(model)))
+    return told.get("version", own["version"]) == own["version"] and told != own
+
+
+def _told(info: NetworkInfo) -> str:
+    """A network and its facts, in words."""
+    name, *others = asdict(info).items()
+    return f"{name[1]} ({', '.join(f'{key}={value}' for key, value in others)})"
 
 
 def _is_promised(model: QuantizedNetwork, engine: str) -> bool:
@@ -107,7 +135,9 @@ def _is_promised(model: QuantizedNetwork, engine: str) -> bool:
     return model.quantization.exact or engine == "onnxruntime"
 
 
-def compare(engine: Engine, picture: Pixels, wanted: Pixels, *, promised: bool = False) -> Verification:
+def compare(
+    engine: Engine, picture: Pixels, wanted: Pixels, *, promised: bool = False, foreign: bool = False
+) -> Verification:
     """One engine against the reference's picture, and on flat ones; one that takes a single shape runs it in tiles."""
     found = engine.run(picture) if engine.shape is None else upscale_pixels(engine, picture)
     difference = np.abs(found.astype(np.int16) - wanted)
@@ -115,7 +145,7 @@ def compare(engine: Engine, picture: Pixels, wanted: Pixels, *, promised: bool =
     psnr = math.inf if mean_square == 0 else 10 * math.log10(255**2 / mean_square)
     share, left = float((difference > 0).mean()), tuple(engine.left_in_float())
     flat = judge_flat_pictures(engine)
-    return Verification(engine.name, int(difference.max()), share, psnr, left, promised, flat)
+    return Verification(engine.name, int(difference.max()), share, psnr, left, promised, flat, foreign)
 
 
 def judge_float(model: QuantizedNetwork, network: Model) -> FlatPictures:

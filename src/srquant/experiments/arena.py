@@ -26,8 +26,9 @@ from srquant.config import (
     build,
 )
 from srquant.errors import UserError
-from srquant.experiments.starting import check
+from srquant.experiments.starting import check, check_network
 from srquant.networks.loading import load_network
+from srquant.quantizers.placement import get_placement
 from srquant.settings import merged, read_toml
 
 FLOAT = "FP32"
@@ -139,8 +140,8 @@ def open_arena(
         validation: folder of pictures to choose the best states by, in place of the file's.
 
     Raises:
-        UserError: no such file, an unknown key (the nearest is named), a value that is not allowed, an entry on other
-            terms than the rest without `arena.unequal`, or weights or pictures are missing.
+        UserError: no such file, an unknown key, network or placement (the nearest is named), a value that is not
+            allowed, an entry on other terms than the rest without `arena.unequal`, or weights or pictures are missing.
     """
     values = read_toml(path)
     try:
@@ -189,6 +190,9 @@ def _check(arena: Arena) -> None:
     for table, keys in _BELONGS.items():
         for key in sorted(getattr(arena, table).model_fields_set & set(keys)):
             raise UserError(f"{table}.{key} is told by {keys[key]}")
+    if arena.network is not None:
+        check_network(arena.network)
+    get_placement(arena.quantization.placement)
     if arena.weights in (None, SCRATCH):
         raise UserError(
             "every entry starts from the same float weights: name a checkpoint (--weights FILE, or 'weights' in the "
@@ -219,8 +223,9 @@ def _contender(arena: Arena, entry: ArenaEntry, bits: int, seed: int) -> Contend
     how = _overridden(
         arena.quantization, entry.quantization, "quantization", {"weight_bits": bits, "activation_bits": bits}
     )
-    common = _common_training(arena)
+    common, network = _common_training(arena), _network(arena)
     assert isinstance(how, QuantizationConfig)
+    get_placement(how.placement).layout(network.name)
     if entry.method is None:
         if entry.training:
             raise UserError("without a method it is calibrated, not trained: 'training' says nothing")
@@ -234,7 +239,7 @@ def _contender(arena: Arena, entry: ArenaEntry, bits: int, seed: int) -> Contend
     experiment = Experiment(
         weights=arena.weights,
         weights_sha256=arena.weights_sha256,
-        network=arena.network or _network(arena),
+        network=network,
         quantization=how,
         method=entry.method,
         training=training,

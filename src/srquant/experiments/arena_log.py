@@ -9,15 +9,23 @@ from statistics import median
 LOG_FILE = "log.csv"
 
 
-def step_milliseconds(folder: Path, batch: int) -> float | None:
-    """Median duration of a step over the rows of the log; None where there are none.
+def step_milliseconds(folder: Path, batch: int, behind: int) -> float | None:
+    """Median duration of a step that learns, over the rows of the log; None where there are none.
+
+    The first row is left out where there are more: kernels are compiled in it.
 
     Args:
         folder: of the run.
         batch: patches of a step.
+        behind: the last step that only gathers statistics; rows that reach back to it, or before, do not count.
     """
-    rates = [float(row["images_per_second"]) for row in _rows(folder)]
-    return 1000 * batch / median(rates) if rates else None
+    rates: list[float] = []
+    before = 0
+    for row in _rows(folder):
+        if before >= behind:
+            rates.append(float(row["images_per_second"]))
+        before = int(row["step"])
+    return 1000 * batch / median(rates[1:] or rates) if rates else None
 
 
 def validation_curve(folder: Path) -> dict[int, float]:

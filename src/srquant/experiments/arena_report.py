@@ -95,8 +95,14 @@ def notes(ring: Ring, rows: Sequence[Row]) -> list[str]:
         "that is scored, simulated in float32",
         f"levels: the most that low-bit weights/activations take; BitOPs: MACs x weight bits x activation bits for "
         f"{width}x{height} out; kB: packed weights",
-        "ms/step: median of the log, validations left out; peak MB: most memory that training, validations included, "
-        "held above what was held before, of the process or of the CUDA device; both hold for the machine and its load",
+        "ms/step: median over the rows of the log of steps that learn, the first row and validations left out; peak "
+        "MB: most memory that training, validations included, held above what was held before, of the process or of "
+        "the CUDA device; both hold for the machine and its load",
+    ]
+    lines += [
+        f"{row.entry} at {row.bits} bit: levels counted per channel: {_tensors(row.largest('offset_tensors'))}"
+        for row in rows
+        if row.largest("offset_tensors")
     ]
     lines += [
         f"{row.entry} at {row.bits} bit: {why}" for row in rows for why in row.told_once("simulated_because") if why
@@ -137,7 +143,7 @@ def flat(ring: Ring, rows: Sequence[Row]) -> tuple[list[str], list[list[object]]
             for kind in SETS:
                 told |= _numbers(f"{name}_{kind}", getattr(row, kind).get(name))
         told |= _numbers("validation_psnr", row.validation)
-        for name in ("weight_levels", "activation_levels", "bit_operations", "storage_bytes"):
+        for name in ("weight_levels", "activation_levels", "offset_tensors", "bit_operations", "storage_bytes"):
             told[name] = row.largest(name)
         told |= {name: row.median(name) for name in ("step_ms", "peak_megabytes")}
         told |= dict(zip(("steps", "batch", "patch"), row.budget or (0, "", ""), strict=True))
@@ -235,6 +241,10 @@ def _cost_line(row: Row) -> list[str]:
         _scaled(row.median("step_ms"), 1, 1),
         _scaled(row.median("peak_megabytes"), 1, 0),
     ]
+
+
+def _tensors(count: int | None) -> str:
+    return f"{count} tensor{'s' * (count != 1)} with offsets"
 
 
 def _gradient_steps(row: Row) -> str:

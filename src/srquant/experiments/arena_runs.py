@@ -5,30 +5,29 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from srquant.config import CalibrationConfig, Experiment, QuantizationConfig
+from srquant.config import Experiment
 from srquant.errors import UserError
 from srquant.evaluation.costs import bit_operations, largest_levels, output_size, storage_bytes
 from srquant.evaluation.memory import peak_memory
 from srquant.experiments.arena import Arena, Contender, contenders, steps
 from srquant.experiments.arena_log import step_milliseconds
-from srquant.experiments.arena_ring import Result, Ring
+from srquant.experiments.arena_ring import FAILURE_FILE, Result, Ring
 from srquant.experiments.queue import Outcome
 from srquant.experiments.scoring import score
 from srquant.experiments.starting import make_objective
 from srquant.experiments.training import ARTEFACT_FILE, CONFIG_FILE, Trained, train
 from srquant.files import atomic_path, sha256
-from srquant.imaging.crops import calibration_crops
-from srquant.methods.cfqp import representative
+from srquant.jobs import quantize
 from srquant.networks.info import SRNetwork
 from srquant.progress import Progress, Silent
 from srquant.quantizers import QuantizedNetwork, save_artefact
 from srquant.quantizers.artefact import is_artefact, load_artefact
-from srquant.quantizers.calibration import quantize_network
 from srquant.training import Validation, load_checkpoint
 from srquant.training.objective import PixelUnits
 
@@ -124,27 +123,33 @@ def _trained(
         return Trained(folder, True, 0, 0, score, network, weights, sha256=sha256(weights))
     file = folder / ARTEFACT_FILE
     if not file.exists() or not is_artefact(file):
-        assert contender.calibration is not None
-        save_artefact(
-            calibrated(network, ring.arena.data.train, contender.quantization, contender.calibration, progress), file
-        )
+        how, crops = contender.quantization, contender.calibration
+        save_artefact(quantize(network, ring.arena.data.train, how, crops, progress=progress), file)
     model = load_artefact(file)
     score = _validation(ring.arena, network).score(model, torch.device("cpu"))
     return Trained(folder, True, 0, 0, score, model, file, sha256=sha256(file))
 
 
 def _train(folder: Path, experiment: Experiment, end: float | None, accelerator: str, progress: Progress) -> Trained:
-    """Train, and keep the most memory that a sitting held."""
+    """Train, and keep the most memory that a sitting held, or what it failed of."""
+    failure = folder / FAILURE_FILE
+    failure.unlink(missing_ok=True)
     cuda = accelerator != "cpu" and torch.cuda.is_available()
-    with peak_memory(cuda=cuda) as peak:
-        trained = train(
-            experiment,
-            folder,
-            resume=(folder / CONFIG_FILE).exists(),
-            accelerator=accelerator,
-            time_budget=None if end is None else max(end - time.monotonic(), 0.0),
-            progress=progress,
-        )
+    try:
+        with peak_memory(cuda=cuda) as peak:
+            trained = train(
+                experiment,
+                folder,
+                resume=(folder / CONFIG_FILE).exists(),
+                accelerator=accelerator,
+                time_budget=None if end is None else max(end - time.monotonic(), 0.0),
+                progress=progress,
+            )
+    except (UserError, RuntimeError, OSError, MemoryError) as error:
+        if (folder / CONFIG_FILE).exists():
+            with suppress(OSError, UserError), atomic_path(failure) as temporary:
+                temporary.write_text(f"{error}\n", encoding="utf-8")
+        raise
     if peak.megabytes is not None:
         before = _peak(folder)
         with atomic_path(folder / _PEAK_FILE) as temporary:
@@ -157,27 +162,6 @@ def _peak(folder: Path) -> float | None:
         return float(json.loads((folder / _PEAK_FILE).read_text())["megabytes"])
     except (OSError, ValueError):
         return None
-
-
-def calibrated(
-    network: SRNetwork,
-    folders: Sequence[str],
-    quantization: QuantizationConfig,
-    calibration: CalibrationConfig,
-    progress: Progress,
-) -> QuantizedNetwork:
-    """A network quantised on pictures of several folders, an equal share from each.
-
-    Raises:
-        UserError: the pictures cannot be used.
-    """
-    share = calibration.model_copy(update={"images": max(calibration.images // len(folders), 1)})
-    info = network.info
-    crops = [crop for folder in folders for crop in calibration_crops(Path(folder), info.scale, share, info.channels)]
-    pictures, records = representative(network, crops, calibration, progress)
-    quantized = quantize_network(network, quantization, pictures, progress)
-    quantized.calibration = {**calibration.model_dump(), "pictures": records}
-    return quantized
 
 
 def _validation(arena: Arena, network: SRNetwork) -> Validation:
@@ -206,15 +190,17 @@ def _result(ring: Ring, contender: Contender, trained: Trained, network: SRNetwo
         "placement": str(model.placement),
         "weight_levels": weight_levels,
         "activation_levels": activation_levels,
+        "offset_tensors": len(model.offsets()),
         "storage_bytes": storage_bytes(model),
     }
     experiment = contender.experiment
     if experiment is not None:
         training, folder = experiment.training, ring.run(contender)
+        every, learnt = steps(training), _gradient_steps(folder)
         told |= {
-            "steps": steps(training),
-            "gradient_steps": _gradient_steps(folder),
-            "step_ms": step_milliseconds(folder, training.batch),
+            "steps": every,
+            "gradient_steps": learnt,
+            "step_ms": step_milliseconds(folder, training.batch, behind=every - learnt),
             "peak_megabytes": _peak(folder),
         }
     return Result(**told)

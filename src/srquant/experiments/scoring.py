@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +14,7 @@ from srquant.config import Experiment
 from srquant.engines import open_engine
 from srquant.evaluation.scores import Facts, evaluate_engine, facts
 from srquant.experiments.training import Trained
+from srquant.files import atomic_path
 from srquant.imaging import open_set
 from srquant.networks.info import SRNetwork
 from srquant.progress import Progress
@@ -24,14 +26,18 @@ SIMULATION = "simulate"
 """The engine of networks that cannot run as integers; the table names it, too."""
 
 
-def engine_of(trained: Trained, engine: str) -> str:
+def engine_of(engine: str, *, quantized: bool, simulated: bool) -> str:
     """What runs a trained network: PyTorch a float one, `engine` a deployed one, the simulation any other.
 
-    "auto" takes ONNX Runtime, which equals the integer reference bit for bit, or PyTorch where it is not installed.
+    Args:
+        engine: that was asked for. "auto" takes ONNX Runtime, which equals the integer reference bit for bit, or
+            PyTorch where it is not installed.
+        quantized: whether it is no float network.
+        simulated: whether it cannot run as integers.
     """
-    if isinstance(trained.model, SRNetwork):
+    if not quantized:
         return "torch"
-    if trained.simulated_because is not None:
+    if simulated:
         return SIMULATION
     if engine == AUTOMATIC:
         return "onnxruntime" if find_spec("onnxruntime") and find_spec("onnx") else "torch"
@@ -40,6 +46,8 @@ def engine_of(trained: Trained, engine: str) -> str:
 
 def score(trained: Trained, benchmark: Path, engine: str, progress: Progress) -> dict[str, Any]:
     """The scores of a finished training on a set, as `Evaluation.to_json` tells them; also kept in its folder.
+
+    `pictures` among them is a digest of the set, so that they are not taken for those of other pictures.
 
     Args:
         trained: finished.
@@ -51,25 +59,64 @@ def score(trained: Trained, benchmark: Path, engine: str, progress: Progress) ->
         UserError: the set cannot be read, or the engine cannot run the network.
     """
     assert trained.model is not None
-    runner = open_engine(trained.model, engine_of(trained, engine))
-    evaluation = evaluate_engine(runner, [benchmark], _facts(trained), progress)
-    path = _path(trained, benchmark)
+    runner = open_engine(trained.model, _engine(trained, engine))
+    pictures = _set_digest(benchmark, _info(trained).scale)
+    told = {**evaluate_engine(runner, [benchmark], _facts(trained), progress).to_json(), "pictures": pictures}
+    path = _path(trained.folder, benchmark)
     path.parent.mkdir(exist_ok=True)
-    evaluation.save(path)
-    return evaluation.to_json()
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(told, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    return told
 
 
 def kept_score(trained: Trained, benchmark: Path, engine: str) -> dict[str, Any] | None:
-    """What `score` kept of the same network on the same engine; None where there is nothing."""
+    """What `score` kept of the same network, engine and pictures; None where there is nothing.
+
+    Raises:
+        UserError: the set cannot be read.
+    """
+    return find_score(trained.folder, benchmark, trained.sha256, _engine(trained, engine))
+
+
+def find_score(folder: Path, benchmark: Path, sha256: str | None, engine: str) -> dict[str, Any] | None:
+    """What `score` kept in the folder of a run; None where there is nothing of this network, engine and pictures.
+
+    Args:
+        folder: of the run.
+        benchmark: see `srquant.imaging.open_set`.
+        sha256: of the network.
+        engine: that `engine_of` names.
+
+    Raises:
+        UserError: the set cannot be read.
+    """
     try:
-        told = json.loads(_path(trained, benchmark).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        told = json.loads(_path(folder, benchmark).read_text(encoding="utf-8"))
+        known, scale = (told["sha256"], told["engine"], told["pictures"]), told["scale"]
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    return told if (told["sha256"], told["engine"]) == (trained.sha256, engine_of(trained, engine)) else None
+    return told if known == (sha256, engine, _set_digest(benchmark, scale)) else None
 
 
-def _path(trained: Trained, benchmark: Path) -> Path:
-    return trained.folder / SCORES_FOLDER / f"{open_set(benchmark, _info(trained).scale).name}.json"
+def pictures_digest(files: Iterable[Path]) -> str:
+    """SHA-256 of the names and sizes of files, wherever they lie."""
+    listing = [f"{path.name} {path.stat().st_size}" for path in files]
+    return hashlib.sha256("\n".join(listing).encode(errors="surrogateescape")).hexdigest()
+
+
+def _set_digest(benchmark: Path, scale: int) -> str:
+    """Of the HR pictures and of the LR ones, where they are not made from HR."""
+    pairs = open_set(benchmark, scale).pairs
+    return pictures_digest([*(pair.hr for pair in pairs), *(pair.lr for pair in pairs if pair.lr is not None)])
+
+
+def _path(folder: Path, benchmark: Path) -> Path:
+    return folder / SCORES_FOLDER / f"{open_set(benchmark, 1).name}.json"
+
+
+def _engine(trained: Trained, engine: str) -> str:
+    quantized = not isinstance(trained.model, SRNetwork)
+    return engine_of(engine, quantized=quantized, simulated=trained.simulated_because is not None)
 
 
 def result_row(
@@ -92,7 +139,7 @@ def result_row(
         "patch": training.patch,
         "precision": training.precision,
         "validation_psnr": "" if trained.validation_psnr is None else f"{trained.validation_psnr:.4f}",
-        "engine": engine_of(trained, engine),
+        "engine": _engine(trained, engine),
         "sha256": trained.sha256,
         "protocol": "; ".join(dict.fromkeys(one["protocol"] for one in scores)),
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),

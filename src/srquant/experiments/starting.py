@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from srquant.config import SCRATCH, Experiment, build
+from srquant.config import SCRATCH, Experiment, NamedChoice, build
 from srquant.errors import UserError, unknown
 from srquant.files import sha256
 from srquant.methods import METHODS
@@ -19,6 +19,7 @@ from srquant.networks.info import SRNetwork
 from srquant.networks.loading import load_network
 from srquant.quantizers import QuantizedNetwork
 from srquant.quantizers.acceleration import use_kernel
+from srquant.quantizers.placement import get_placement
 from srquant.training import Objective, Reconstruction
 
 
@@ -26,14 +27,12 @@ def check(experiment: Experiment) -> None:
     """Refuse what can be refused before any picture or weight is read.
 
     Raises:
-        UserError: an unknown network, key of it or method, or a quantised experiment without weights.
+        UserError: an unknown network, key of it, placement or method, a placement that is not for the network, or a
+            quantised experiment without weights.
     """
-    if experiment.network.name not in NETWORKS:
-        raise unknown("network", experiment.network.name, NETWORKS)
-    known = [field.name for field in fields(NETWORKS[experiment.network.name].config_type)]
-    for key in experiment.network.settings:
-        if key not in known:
-            raise unknown("network key", key, known)
+    check_network(experiment.network)
+    if experiment.quantization is not None:
+        get_placement(experiment.quantization.placement).layout(experiment.network.name)
     if experiment.method is None:
         return
     if experiment.method.name not in METHODS:
@@ -49,6 +48,20 @@ def check(experiment: Experiment) -> None:
             "a quantised network is trained from float weights: name a checkpoint (--weights FILE, or 'weights' in "
             f"the file), or say weights = '{SCRATCH}' for random ones"
         )
+
+
+def check_network(network: NamedChoice) -> None:
+    """Refuse a network that there is not.
+
+    Raises:
+        UserError: an unknown network or key of it; the nearest name is told.
+    """
+    if network.name not in NETWORKS:
+        raise unknown("network", network.name, NETWORKS)
+    known = [field.name for field in fields(NETWORKS[network.name].config_type)]
+    for key in network.settings:
+        if key not in known:
+            raise unknown("network key", key, known)
 
 
 def start_network(experiment: Experiment) -> SRNetwork:

@@ -177,10 +177,14 @@ def _advice(output: str, pictures: Sequence[PictureReport], tensors: Sequence[Te
     if len(pictures) < FEWEST:
         said.append(f"too few pictures: {len(pictures)}; take {FEWEST} to 20 different ones")
     brightest, darkest = max(p.brightest for p in pictures), min(p.darkest for p in pictures)
-    if brightest < _DARK:
-        said.append(f"all pictures are dark, none has a value above {brightest:g}: layers inside get too small a range")
-    if darkest > _LIGHT:
-        said.append(f"all pictures are light, none has a value below {darkest:g}: layers inside get too small a range")
+    if brightest < _DARK or darkest > _LIGHT:
+        if brightest >= _DARK:
+            told = f"light, none has a value below {darkest:g}"
+        elif darkest <= _LIGHT:
+            told = f"dark, none has a value above {brightest:g}"
+        else:
+            told = f"of one brightness, {darkest:g}..{brightest:g}"
+        said.append(f"all pictures are {told}: layers inside get too small a range")
     inner = [tensor for tensor in tensors if tensor.name != output]
     if len(pictures) >= FEWEST:
         said += _unsteady(inner)
@@ -219,10 +223,15 @@ def _overshooting(output: TensorReport, pictures: Sequence[PictureReport]) -> li
     lower, upper = output.ranges[len(pictures)]
     if not above + below:
         return []
-    step = _width((lower, upper)) / PEAK
-    return [
+    found = (
         f"{100 * above:.0f} % of the pictures overshoot above 255, {100 * below:.0f} % below 0, to "
-        f"{lower:.1f}..{upper:.1f}: calibrated by extremes, the output's step would be {step:.2f} grey levels; "
+        f"{lower:.1f}..{upper:.1f}"
+    )
+    step = round(_width((lower, upper)) / PEAK, 2)
+    if step <= 1:
+        return [found]
+    return [
+        f"{found}: calibrated by extremes, the output's step would be {step:.2f} grey levels; "
         "given as that of pictures (--output-range picture, the default) it is 1"
     ]
 

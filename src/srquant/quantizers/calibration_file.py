@@ -25,6 +25,7 @@ from srquant.quantizers.network import QuantizedNetwork
 from srquant.quantizers.ranges import Range
 
 _FIXED = "fixed"
+_WIDENED = ", widened for black and white"
 
 
 class TensorRange(BaseModel):
@@ -85,7 +86,8 @@ def calibration_file(network: QuantizedNetwork, weights: str) -> CalibrationFile
     for name, quantizer in network.activation_quantizers().items():
         grid = quantizer.deployed_grid()
         lower, upper = network.ranges.get(name, (grid.lower, grid.upper))
-        ranges[name] = TensorRange(lower=lower, upper=upper, chosen=_FIXED if quantizer.fixed else chosen)
+        how_chosen = _FIXED if quantizer.fixed else chosen + _WIDENED * (name in network.widened)
+        ranges[name] = TensorRange(lower=lower, upper=upper, chosen=how_chosen)
     factors = {name: tuple(float(f"{f:.9g}") for f in each) for name, each in network.channel_factors.items()}
     return CalibrationFile(
         version=srquant.__version__,
@@ -114,9 +116,11 @@ def read_calibration_file(path: Path) -> CalibrationFile:
     if not isinstance(told, dict):
         raise UserError(f"'{path}' is no calibration file: it holds no table of keys")
     try:
-        return build(CalibrationFile, told)
+        file = build(CalibrationFile, told)
+        _check_pictures(file.calibration.get("pictures", []))
     except UserError as error:
         raise UserError(f"'{path}': {error}") from error
+    return file
 
 
 def quantize_with(network: SRNetwork, file: CalibrationFile) -> QuantizedNetwork:
@@ -138,6 +142,7 @@ def quantize_with(network: SRNetwork, file: CalibrationFile) -> QuantizedNetwork
         if grid is None or (given.lower, given.upper) != (grid.lower, grid.upper):
             ranges[name] = given.lower, given.upper
     quantized.use_ranges(ranges)
+    quantized.widened = frozenset(name for name in ranges if file.ranges[name].chosen.endswith(_WIDENED))
     quantized.equalized = bool(file.channel_factors)
     quantized.calibration = {**file.calibration, "ranges_file_sha256": file.sha256()}
     return quantized.eval()
@@ -150,6 +155,12 @@ def weights_sha256(network: SRNetwork) -> str:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _check_pictures(told: object) -> None:
+    """Refuse what is no list of pictures' records."""
+    if not (isinstance(told, list) and all(isinstance(one, dict) for one in told)):
+        raise UserError(f"calibration.pictures = {told!r:.80}: allowed is a list with a table for each picture")
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import fx, nn
 from srquant.quantizers.folding import module_of, sole_user
 
 _LARGEST_COST = 0.08
-"""Share of all multiplications that the wider convolution may add."""
+"""Share of all weights that the wider convolution may add."""
 
 
 def join_last_sum(graph_module: fx.GraphModule) -> bool:

@@ -54,6 +54,7 @@ class QuantizedNetwork(nn.Module):
         training_facts: how it was trained (plain data); empty for post-training quantisation.
         calibration: which pictures the ranges came from (plain data).
         ranges: what `calibrate` or `use_ranges` chose grids from, by tensor; empty where neither did.
+        widened: the tensors whose range was widened for black and white; see `srquant.quantizers.calibration`.
         channel_factors: what equalisation divided the channels of each convolution by; empty where it did not.
         joined_sum: whether there was such a sum.
         equalized: whether equalised channels were kept; see `srquant.quantizers.calibration`.
@@ -93,6 +94,7 @@ class QuantizedNetwork(nn.Module):
         self.training_facts: dict[str, Any] = {}
         self.calibration: Calibration = {}
         self.ranges: dict[str, Range] = {}
+        self.widened: frozenset[str] = frozenset()
         self.equalized = False
         unfolded = quantization.rest == "float"
         self.graph: fx.GraphModule = (

@@ -17,6 +17,7 @@ from srquant.config import RangeMethod
 from srquant.errors import UserError, unknown
 
 _BINS = 4096
+_LARGEST = float(np.finfo(np.float32).max)
 
 Range = tuple[float, float]
 """Lower and upper end of the interval that a grid is made for."""
@@ -38,8 +39,8 @@ def check_ranges(ranges: Mapping[str, Range], free: Collection[str], known: Coll
             raise unknown("tensor", name, known)
         if name not in free:
             raise UserError(f"the grid of '{name}' is fixed: it has no range to choose")
-        if not (np.isfinite(lower) and np.isfinite(upper) and lower <= upper):
-            raise UserError(f"the range of '{name}' is {lower}..{upper}; allowed: finite, lower end first")
+        if not -_LARGEST <= lower <= upper <= _LARGEST:
+            raise UserError(f"the range of '{name}' is {lower}..{upper}; allowed: finite as float32, lower end first")
     missing = [name for name in free if name not in ranges]
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""

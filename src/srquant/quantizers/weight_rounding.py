@@ -139,6 +139,8 @@ def round_weights(graph_module: fx.GraphModule, samples: Sequence[Sample], advan
                     moments.see(rounded.env[source], plain.env[source], sample.share, sample.margin)
                 convolution.frozen = _compensated(convolution, moments)
                 advance()
+                if not left:
+                    return
             for both in runs:
                 for run in both:
                     run.step(node)
