@@ -259,8 +259,8 @@ def _gradient_steps(row: Row) -> str:
 def _spread(spread: Spread | None, digits: int) -> str:
     if spread is None:
         return _NOT_THERE
-    deviation = _NOT_THERE if spread.deviation is None else f"{spread.deviation:.{digits}f}"
-    return f"{spread.mean:.{digits}f} +- {deviation}"
+    mean = f"{spread.mean:.{digits}f}"
+    return mean if spread.deviation is None else f"{mean} +- {spread.deviation:.{digits}f}"
 
 
 def _scaled(value: float | None, unit: float, digits: int) -> str:
