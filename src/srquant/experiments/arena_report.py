@@ -187,14 +187,17 @@ def plot(ring: Ring, points: Sequence[Point], path: Path) -> None:
         UserError: matplotlib is not installed, or the path cannot be written.
     """
     check_plot()
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     widths, names = ring.arena.arena.bits, [entry.name for entry in ring.arena.entry]
-    figure = Figure(figsize=(5.5 * len(widths), 4.2), layout="constrained")
+    colours = colormaps["tab10" if len(names) <= colormaps["tab10"].N else "tab20"]
+    figure = Figure(figsize=(2 + 5 * len(widths), 4.2), layout="constrained")
+    told: dict[str, Any] = {}
     for axes, bits in zip(figure.subplots(1, len(widths), squeeze=False)[0], widths, strict=True):
         for number, name in enumerate(names):
             own = sorted((p for p in points if (p.bits, p.entry) == (bits, name)), key=lambda p: p.step)
-            colour = f"C{number}"
+            colour = colours(number % colours.N)
             if len(own) == 1 and own[0].step == 0:
                 axes.axhline(own[0].mean, color=colour, linestyle="--", label=name)
                 axes.axhspan(own[0].lowest, own[0].highest, color=colour, alpha=0.2, linewidth=0)
@@ -209,8 +212,10 @@ def plot(ring: Ring, points: Sequence[Point], path: Path) -> None:
         axes.set_xlabel("step")
         axes.set_ylabel("validation PSNR in dB")
         axes.grid(visible=True, alpha=0.3)
-        if axes.get_legend_handles_labels()[1]:
-            axes.legend(fontsize="small")
+        handles, labels = axes.get_legend_handles_labels()
+        told |= zip(labels, handles, strict=True)
+    if told:
+        figure.legend([*told.values()], [*told], loc="outside right upper", fontsize="small")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120, metadata={"Software": None})
 
