@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable
 from functools import cache
+from inspect import signature
 from typing import Any
 
 import torch
@@ -89,11 +90,19 @@ def _table(ranges: Ranges, device: torch.device) -> Tensor:
     return torch.stack([*columns, torch.full_like(columns[0], ranges.parts[0].levels)], 1)
 
 
+_FORMS = 128
+"""How many forms of one kernel a process may compile: memory layouts, views, kinds of numbers. PyTorch's own limit, 8,
+makes a process fail that trains one network after another."""
+_OPTIONS = signature(torch.compile).parameters
+"""Versions before the pinned one have no such limit for a single kernel."""
+
+
 @cache
 def _compiled(kernel: Callable[..., Any], device: str) -> Callable[..., Any]:
     if device == "cpu":
         _require_compiler()
-    return torch.compile(kernel, dynamic=True, fullgraph=True)
+    limit: dict[str, Any] = {"recompile_limit": _FORMS} if "recompile_limit" in _OPTIONS else {}
+    return torch.compile(kernel, dynamic=True, fullgraph=True, **limit)
 
 
 def _require_compiler() -> None:
