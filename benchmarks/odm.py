@@ -10,8 +10,7 @@ variants live in one process and take their steps one after the other in every r
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -20,6 +19,7 @@ from typing import Any
 import machine
 import tables
 import torch
+import turns
 from torch import Tensor
 
 from srquant import QuantizationConfig, UserError
@@ -28,11 +28,10 @@ from srquant.networks import EDSR, EDSRConfig
 from srquant.quantizers import QuantizedNetwork
 from srquant.quantizers.acceleration import TrainingKernel, use_kernel
 from srquant.training import Objective, Reconstruction
-from srquant.training.objective import Combining
+from srquant.training.gradients import take_gradients
 
 BASE = "float32"
 RATE = 1e-4
-Step = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def main() -> None:
     parser.add_argument("--into", type=Path, help="document to put the table into, as well")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    steps: dict[str, Step] = {}
+    steps: dict[str, turns.Step] = {}
     for name in (BASE, *(arguments.variants or VARIANTS)):
         try:
             steps[name] = _step(VARIANTS[name], arguments)
@@ -78,13 +77,13 @@ def main() -> None:
         except UserError as error:
             steps.pop(name, None)
             print(f"left out: {name} ({error})")
-    report = _report(arguments, _measure(steps, arguments.rounds))
+    report = _report(arguments, turns.measure(steps, arguments.rounds))
     print(report, flush=True)
     if arguments.into is not None:
         tables.insert(arguments.into, "odm-training", report)
 
 
-def _step(variant: Variant, arguments: argparse.Namespace) -> Step:
+def _step(variant: Variant, arguments: argparse.Namespace) -> turns.Step:
     torch.manual_seed(0)
     network = EDSR(EDSRConfig(scale=4, blocks=16, width=64))
     low = 255 * torch.rand(arguments.batch, 3, arguments.patch, arguments.patch)
@@ -106,37 +105,15 @@ def _step(variant: Variant, arguments: argparse.Namespace) -> Step:
     parameters = [parameter for group in groups for parameter in group["params"]]
 
     def step() -> None:
-        parts = objective.forward(low, high)
-        names = objective.apart & parts.keys() if isinstance(objective, Combining) else frozenset[str]()
-        _sum(parts, parts.keys() - names).backward(retain_graph=bool(names))
-        if isinstance(objective, Combining) and names:
-            first = [parameter.grad for parameter in parameters]
-            optimizer.zero_grad()
-            _sum(parts, names).backward()
-            combined = objective.combine(parameters, first, [parameter.grad for parameter in parameters])
-            for parameter, gradient in zip(parameters, combined, strict=True):
-                parameter.grad = gradient
+        take_gradients(objective, parameters, objective.forward(low, high), _backward)
         optimizer.step()
         optimizer.zero_grad()
 
     return step
 
 
-def _sum(parts: dict[str, Tensor], names: frozenset[str] | set[str]) -> Tensor:
-    return torch.stack([parts[name] for name in names]).sum()
-
-
-def _measure(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
-    """Processor milliseconds of every variant in every round; two rounds before them warm up."""
-    names = list(steps)
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(-2, rounds):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            start = time.process_time()
-            steps[name]()
-            if turn >= 0:
-                times[name].append(1000 * (time.process_time() - start))
-    return times
+def _backward(parts: Sequence[Tensor], keep_graph: bool) -> None:
+    torch.stack([*parts]).sum().backward(retain_graph=keep_graph)
 
 
 def _report(arguments: argparse.Namespace, times: dict[str, list[float]]) -> str:

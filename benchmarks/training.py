@@ -24,8 +24,6 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -34,6 +32,7 @@ from typing import Literal
 import machine
 import tables
 import torch
+import turns
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -52,7 +51,7 @@ WEIGHTS = {
     "minmax": lambda bits: AsymmetricWeights(bits, percentile=100),
     "percentile": AsymmetricWeights,
 }
-Step = Callable[[], object]
+Step = turns.Step
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def main() -> None:
         except UserError as error:
             steps.pop(name, None)
             print(f"left out: {name} ({error})")
-    times = _measure(steps, arguments.rounds)
+    times = turns.measure(steps, arguments.rounds)
     report = _report(arguments, times, {name: _memory(name) for name in times})
     print(report, flush=True)
     if arguments.into is not None:
@@ -193,19 +192,6 @@ def _quantized(
     if kernel != "plain":
         use_kernel(model, kernel)
     return model
-
-
-def _measure(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
-    """Processor milliseconds of every variant in every round; two rounds before them warm up."""
-    names = list(steps)
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(-2, rounds):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            start = time.process_time()
-            steps[name]()
-            if turn >= 0:
-                times[name].append(1000 * (time.process_time() - start))
-    return times
 
 
 def _memory(name: str) -> float | None:

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from calling import run
 from small_arena import write_arena
 from small_experiments import FLOAT, experiment, write_pictures
 from typer.testing import CliRunner
 
-from srquant.cli.app import app, main
+from srquant.cli.app import app
 from srquant.experiments import train
 
 
@@ -29,28 +31,10 @@ GIVEN = ("--weights", "float/network.safetensors", "--data", "pictures", "--vali
 MORE = ("--benchmark", "SetA", "--accelerator", "cpu")
 
 
-def run(*args: object) -> str:
-    """Standard output of a command that succeeds, without wrapped lines."""
-    result = CliRunner().invoke(app, [str(arg) for arg in args], env={"COLUMNS": "200"}, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
 def cells(told: str, entry: str) -> list[list[str]]:
     """The fields of every line of a table that begins with an entry."""
     lines = [line for line in told.splitlines() if line.startswith(f"│ {entry} ")]
     return [[cell.strip() for cell in line.strip("│ ").split("│")] for line in lines]
-
-
-def fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    """The one line that a mistake ends in."""
-    monkeypatch.setattr("sys.argv", ["srquant", "arena", *args])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    told = capsys.readouterr()
-    assert (ended.value.code, told.out) == (2, "")
-    assert re.fullmatch(r"error: [^\n]*\n", told.err), told.err
-    return told.err
 
 
 def test_an_arena_in_two_sittings_and_once_more(ground: Path) -> None:
@@ -100,11 +84,7 @@ def test_one_that_fails_gives_exit_code_1(ground: Path) -> None:
     ],
 )
 def test_a_mistake_ends_in_one_line(
-    args: tuple[str, ...],
-    message: str,
-    ground: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    args: tuple[str, ...], message: str, ground: Path, fails: Callable[..., str]
 ) -> None:
     (ground / "wrong.toml").write_text("[arena]\nbit = [2]\n[[entry]]\nname = 'PAMS'\nmethod = { name = 'pams' }\n")
-    assert re.search(message, fails(monkeypatch, capsys, *args))
+    assert re.search(message, fails("arena", *args))

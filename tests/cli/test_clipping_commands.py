@@ -2,15 +2,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from calling import run
 from small_quantized import float_network, noise
-from typer.testing import CliRunner
 
 from srquant.cli import clipping
-from srquant.cli.app import app, main
 from srquant.engines import load
 from srquant.evaluation import clip_times
 from srquant.evaluation.clip_rows import SCORES, Row, Study, Variant
@@ -29,24 +29,6 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in range(count):
             write_picture(folder / name / f"p{i}.png", Picture(noise(54, 57, i), None, False, None, None))
     return folder
-
-
-def run(*args: object) -> str:
-    """Output of a command that succeeds."""
-    result = CliRunner().invoke(app, [str(arg) for arg in args], env={"COLUMNS": "200"}, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
-def fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *args: object) -> str:
-    """The one line that a mistake ends in."""
-    monkeypatch.setattr("sys.argv", ["srquant", *map(str, args)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    told = capsys.readouterr()
-    assert (ended.value.code, told.out) == (2, "")
-    assert re.fullmatch(r"error: [^\n]*\n", told.err), told.err
-    return told.err
 
 
 def test_ranges_saved_and_used_again_give_the_same_network(ready: Path, tmp_path: Path) -> None:
@@ -79,7 +61,7 @@ def test_ranges_saved_and_used_again_give_the_same_network(ready: Path, tmp_path
 
 
 def test_ranges_of_other_weights_are_warned_of_where_they_fit(
-    ready: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ready: Path, tmp_path: Path, fails: Callable[..., str]
 ) -> None:
     ranges = tmp_path / "ranges.json"
     start = ["quantize", ready / "net.safetensors", "-o", tmp_path / "q.safetensors"]
@@ -90,24 +72,24 @@ def test_ranges_of_other_weights_are_warned_of_where_they_fit(
     ranges.write_text(json.dumps({**told, "weights_sha256": "0" * 64}))
     assert "warning: the ranges of" in run(*start, "--ranges-from", ranges)
     ranges.write_text(json.dumps({**told, "weights_sha256": "0" * 64, "network": "xlsr"}))
-    assert "those of another network" in fails(monkeypatch, capsys, *start, "--ranges-from", ranges)
+    assert "those of another network" in fails(*start, "--ranges-from", ranges)
 
 
 def test_pictures_are_given_where_weights_are_rounded_on_them_and_only_there(
-    ready: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ready: Path, tmp_path: Path, fails: Callable[..., str]
 ) -> None:
     ranges, other = tmp_path / "ranges.json", tmp_path / "other"
     start = ["quantize", ready / "net.safetensors", "-o", tmp_path / "q.safetensors"]
     run(*start, "--data", ready / "pictures", "--crop", 16, "--save-ranges", ranges)
     again = [*start, "--ranges-from", ranges]
-    assert "give their folder too (--data)" in fails(monkeypatch, capsys, *again)
+    assert "give their folder too (--data)" in fails(*again)
     other.mkdir()
     source = sorted((ready / "pictures").iterdir())[0]
     (other / source.name).write_bytes(source.read_bytes())
     assert "are not those that the ranges were taken from" in run(*again, "--data", other)
     text = ranges.read_text().replace('"compensated"', '"nearest"')
     ranges.write_text(text)
-    assert "it needs no pictures" in fails(monkeypatch, capsys, *again, "--data", ready / "pictures")
+    assert "it needs no pictures" in fails(*again, "--data", ready / "pictures")
     run(*again)
 
 
@@ -149,10 +131,10 @@ def test_every_option_reaches_the_artefact(ready: Path, tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_of_quantize(
-    words: str, message: str, ready: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: str, message: str, ready: Path, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]
 ) -> None:
     monkeypatch.chdir(ready)
-    told = fails(monkeypatch, capsys, "quantize", "net.safetensors", "-o", "q.safetensors", *words.split())
+    told = fails("quantize", "net.safetensors", "-o", "q.safetensors", *words.split())
     assert re.search(message, told)
     assert not (ready / "q.safetensors").exists()
 
@@ -190,11 +172,11 @@ def test_clip_study_writes_its_files_and_goes_on(ready: Path, tmp_path: Path, mo
 
 @pytest.mark.parametrize("shape", ["180", "x", "0x4", "4x0", "axb", "-3x4", "²x20", "3x4x5", "9" * 5000 + "x4"])
 def test_a_shape_that_is_none(
-    shape: str, ready: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    shape: str, ready: Path, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]
 ) -> None:
     monkeypatch.chdir(ready)
     words = ["clip-study", "net.safetensors", "--data", "Set1", "-o", "s", f"--shape={shape}"]
-    assert f"shape '{shape}': " in fails(monkeypatch, capsys, *words)
+    assert f"shape '{shape}': " in fails(*words)
 
 
 def test_clip_study_prints_its_tables(ready: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,30 +207,24 @@ def test_a_row_without_scores_says_why(capsys: pytest.CaptureFixture[str]) -> No
     assert "no score on tamed" not in told
 
 
-def test_a_mistyped_engine_is_named_and_nothing_written(
-    ready: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_mistyped_engine_is_named_and_nothing_written(ready: Path, tmp_path: Path, fails: Callable[..., str]) -> None:
     start = ["clip-study", ready / "net.safetensors", "-o", tmp_path / "s", "--data", ready / "Set1"]
     words = ["--calibration", ready / "Set1", "--engine", "litrt"]
-    assert "unknown engine 'litrt'; " in fails(monkeypatch, capsys, *start, *words)
+    assert "unknown engine 'litrt'; " in fails(*start, *words)
     assert not (tmp_path / "s").exists()
 
 
-def test_a_damaged_study_ends_in_one_line(
-    ready: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_study_ends_in_one_line(ready: Path, tmp_path: Path, fails: Callable[..., str]) -> None:
     (tmp_path / "study.json").write_text('{"facts": {}, "float_scores": [1], "rows": [], "times": {}}')
     start = ["clip-study", ready / "net.safetensors", "-o", tmp_path, "--data", ready / "Set1"]
-    told = fails(monkeypatch, capsys, *start, "--calibration", ready / "pictures", "--crop", 12)
+    told = fails(*start, "--calibration", ready / "pictures", "--crop", 12)
     assert "study.json' is not a readable clip study (float_scores: input should be an object)" in told
 
 
-def test_only_a_float_network_is_studied(
-    ready: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_only_a_float_network_is_studied(ready: Path, tmp_path: Path, fails: Callable[..., str]) -> None:
     target = tmp_path / "q.safetensors"
     run("quantize", ready / "net.safetensors", "-o", target, "--data", ready / "pictures", "--crop", 16)
     for command in (["overshoot", target], ["clip-study", target, "-o", tmp_path / "s"]):
-        told = fails(monkeypatch, capsys, *command, "--data", ready / "pictures")
+        told = fails(*command, "--data", ready / "pictures")
         assert "only a float network" in told
     assert not (tmp_path / "s").exists()

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from calling import run
 from small_quantized import float_network, noise, quantized_network
-from typer.testing import CliRunner
 
 import srquant
-from srquant.cli.app import app, main
+from srquant.cli.app import main
 from srquant.engines import load, open_engine
 from srquant.imaging import Picture, read_picture, write_picture
 from srquant.networks.loading import save_network
@@ -40,13 +40,6 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "damaged").mkdir()
     (folder / "damaged" / "a.png").write_bytes(b"\x89PNG no picture")
     return folder
-
-
-def run(*args: object) -> str:
-    """Standard output of a command that succeeds, without wrapped lines."""
-    result = CliRunner().invoke(app, [str(arg) for arg in args], env={"COLUMNS": "200"}, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.output
 
 
 def test_networks_lists_all_families() -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from calling import run
 from small_quantized import float_network, noise, quantized_network
-from typer.testing import CliRunner
 
-from srquant.cli.app import app, main
 from srquant.engines import open_engine
 from srquant.errors import UserError
 from srquant.imaging import Picture, read_picture, write_picture
@@ -30,13 +30,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "Set1" / "HR").mkdir(parents=True)
     write_picture(folder / "Set1" / "HR" / "p.png", Picture(noise(72, 80), None, False))
     return folder
-
-
-def run(*args: object) -> str:
-    """Standard output of a command that succeeds, without wrapped lines."""
-    result = CliRunner().invoke(app, [str(arg) for arg in args], env={"COLUMNS": "200"}, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.output
 
 
 @pytest.mark.parametrize("name", ["a.onnx", "a.xml", "a.tflite"])
@@ -96,16 +89,10 @@ MISTAKES = {
 
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES.values(), ids=MISTAKES)
 def test_a_mistake_is_one_line_and_leaves_nothing(
-    arguments: str, message: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: str, message: str, place: Path, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]
 ) -> None:
     monkeypatch.chdir(place)
-    monkeypatch.setattr("sys.argv", ["srquant", "export", *arguments.split()])
     before = sorted(place.rglob("*"))
-    with pytest.raises(SystemExit) as ended:
-        main()
-    told = capsys.readouterr().err
-    assert ended.value.code == 2
-    assert told.startswith("error: ")
-    assert told.count("\n") == 1
+    told = fails("export", *arguments.split())
     assert re.search(message, told), told
     assert sorted(place.rglob("*")) == before

@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from calling import run
 from small_experiments import DDTB, FLOAT, SIMULATED, write_experiment, write_pictures
-from typer.testing import CliRunner
 
 from srquant import presets
-from srquant.cli.app import app, main
+from srquant.cli.app import main
 from srquant.engines import load
 from srquant.experiments import read_results
 from srquant.quantizers import QuantizedNetwork
@@ -35,13 +35,6 @@ def ground(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 PICTURES = ("--data", "pictures", "--validation", "validation", "--accelerator", "cpu")
-
-
-def run(*args: object, code: int = 0) -> str:
-    """Standard output of a command, without wrapped lines."""
-    result = CliRunner().invoke(app, [str(arg) for arg in args], env={"COLUMNS": "200"}, catch_exceptions=False)
-    assert result.exit_code == code, result.output
-    return result.output
 
 
 def test_presets_lists_the_papers_numbers() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 import srquant
 from srquant.cli import verifying
-from srquant.cli.app import app, main
+from srquant.cli.app import app
 from srquant.engines import open_engine
 from srquant.evaluation.flat_pictures import FlatPictures, judge_flat_pictures
 from srquant.evaluation.verification import Verification
@@ -94,14 +95,8 @@ def test_what_is_all_border_gets_no_verdict(capsys: pytest.CaptureFixture[str]) 
     ],
 )
 def test_a_wrong_checkpoint_is_one_line(
-    checkpoint: str, message: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    checkpoint: str, message: str, place: Path, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]
 ) -> None:
     monkeypatch.chdir(place)
-    monkeypatch.setattr("sys.argv", ["srquant", "verify", "abpn_x3_8.safetensors", "--float", checkpoint])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    told = capsys.readouterr().err
-    assert ended.value.code == 2
-    assert told.startswith("error: ")
-    assert told.count("\n") == 1
+    told = fails("verify", "abpn_x3_8.safetensors", "--float", checkpoint)
     assert message in told

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from srquant.config import Experiment, build
+from srquant.experiments import Trained, train
 from srquant.imaging import Picture, write_picture
 from srquant.settings import merged, to_toml
 
@@ -54,6 +55,22 @@ class Place:
 
 def experiment(values: dict[str, Any], **changes: Any) -> Experiment:
     return build(Experiment, merged(values, changes))
+
+
+def train_on(
+    place: Place, values: dict[str, Any], folder: Path, *, resume: bool = False, time_budget: float | None = None
+) -> Trained:
+    """Train on a place's pictures, from its network, on the processor."""
+    return train(
+        experiment(values),
+        folder,
+        data=[place.pictures],
+        validation=place.validation,
+        weights=place.network,
+        accelerator="cpu",
+        resume=resume,
+        time_budget=time_budget,
+    )
 
 
 def shrunk(full: Experiment) -> Experiment:

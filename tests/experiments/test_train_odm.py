@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_experiments import FLOAT, Place, experiment
+from small_experiments import FLOAT, Place, train_on
 
 from srquant import jobs
 from srquant.engines import load
@@ -15,7 +15,7 @@ from srquant.engines.exported import ExportedFile
 from srquant.errors import UserError
 from srquant.evaluation.levels import check_levels, level_counts
 from srquant.evaluation.verification import drawn_picture, verify
-from srquant.experiments import Trained, train
+from srquant.experiments import Trained
 from srquant.progress import Silent
 from srquant.quantizers import QuantizedNetwork
 from srquant.settings import merged
@@ -47,16 +47,7 @@ def run(
             "training": {"steps_per_epoch": 4, "epochs": 2, **(training or {})},
         },
     )
-    return train(
-        experiment(values),
-        folder,
-        data=[place.pictures],
-        validation=place.validation,
-        weights=place.network,
-        accelerator="cpu",
-        resume=resume,
-        time_budget=budget,
-    )
+    return train_on(place, values, folder, resume=resume, time_budget=budget)
 
 
 @pytest.mark.parametrize("way", WAYS)

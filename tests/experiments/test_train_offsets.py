@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_experiments import FLOAT, Place, experiment
+from small_experiments import FLOAT, Place, train_on
 
 from srquant.engines import load
 from srquant.errors import UserError
 from srquant.evaluation.levels import check_levels
 from srquant.evaluation.verification import drawn_picture, verify
-from srquant.experiments import Trained, train
+from srquant.experiments import Trained
 from srquant.integer import lower
 from srquant.progress import Silent
 from srquant.quantizers import QuantizedNetwork
@@ -39,16 +39,7 @@ def run(folder: Path, place: Place, bits: int = 2, **options: Any) -> Trained:
             "training": {"steps_per_epoch": 4, "epochs": 2, "kernel": kernel},
         },
     )
-    return train(
-        experiment(values),
-        folder,
-        data=[place.pictures],
-        validation=place.validation,
-        weights=place.network,
-        accelerator="cpu",
-        resume=resume,
-        time_budget=budget,
-    )
+    return train_on(place, values, folder, resume=resume, time_budget=budget)
 
 
 @pytest.mark.parametrize("start", ["neutral", "statistics"])

@@ -7,7 +7,8 @@ import torch
 from objectives import batch, float_network, objective, total
 
 from srquant.errors import UserError
-from srquant.methods.odm import ODM, AveragedBounds
+from srquant.methods.averaged import AveragedBounds
+from srquant.methods.odm import ODM
 from srquant.quantizers.clipped_weights import ClippedWeights
 from srquant.quantizers.deployment import deploy
 from srquant.quantizers.weights import SymmetricWeights

@@ -211,6 +211,7 @@ TAMPERED: dict[str, Change] = {
     "newer format": _set("format", to=4),
     "no format": _without("format"),
     "no calibration": _without("calibration"),
+    "no joined sum": _without("joined_sum"),
     "surplus tensor": _tensor("extra", torch.zeros(2)),
     "missing weight": _tensor("head.0.weight", None),
     "missing scale": _tensor("head_0.scale", None),

@@ -33,16 +33,17 @@ def arena(
     """Compare methods: the same float weights, pictures, placement and budget; one table, one plot."""
     check_limits(accelerator, time_budget)
     from srquant.engines import ENGINES
+    from srquant.evaluation.plots import check_plot
     from srquant.experiments import arena as plan
     from srquant.experiments.arena_begin import begin
-    from srquant.experiments.arena_report import check_plot, cost_cells, notes, save_arena, score_cells
+    from srquant.experiments.arena_report import cost_cells, notes, save_arena, score_cells
     from srquant.experiments.arena_ring import Ring
     from srquant.experiments.arena_runs import run_arena
     from srquant.experiments.arena_table import table
 
     if engine not in ("auto", *ENGINES):
         raise unknown("engine", engine, ("auto", *ENGINES))
-    check_plot()
+    check_plot("an arena")
     told = plan.open_arena(file, weights=weights, data=data or (), validation=validation)
     ring = Ring(told, target, tuple(benchmark or ()), engine)
     begin(ring, resume=resume)

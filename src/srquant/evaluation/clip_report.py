@@ -7,8 +7,8 @@ import io
 from collections.abc import Mapping
 from pathlib import Path
 
-from srquant.errors import missing_package
 from srquant.evaluation.clip_rows import FLOAT, SCORES, SETS, Row, Study
+from srquant.evaluation.plots import check_plot
 from srquant.files import atomic_path
 
 REPORT_FILE = "study.md"
@@ -23,18 +23,6 @@ _MARKS = {
     ("kept", "given"): "+",
     ("kept", "calibrated"): "x",
 }
-
-
-def check_plot() -> None:
-    """Refuse to begin what cannot be drawn at the end.
-
-    Raises:
-        UserError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise missing_package("matplotlib", "the plot of a clip study", "plot") from error
 
 
 def save_report(study: Study, folder: Path) -> list[Path]:
@@ -102,7 +90,7 @@ def plot(study: Study, path: Path) -> None:
     Raises:
         UserError: matplotlib is not installed, or the path cannot be written.
     """
-    check_plot()
+    check_plot("a clip study")
     from matplotlib.figure import Figure
 
     sets = [name for name in SETS if any(row.variant.pictures == name for row in study.rows)]

@@ -22,7 +22,7 @@ from torch import fx
 import srquant
 from srquant.engines import ENGINES, Engine, Model, open_engine
 from srquant.errors import UserError, unknown
-from srquant.evaluation.clip_report import SHEET_FILE, check_plot, save_report
+from srquant.evaluation.clip_report import SHEET_FILE, save_report
 from srquant.evaluation.clip_rows import (
     FLOAT,
     SETS,
@@ -37,6 +37,7 @@ from srquant.evaluation.clip_rows import (
 )
 from srquant.evaluation.clip_times import picture_to_time, times
 from srquant.evaluation.patches import Patch, sheet, worst_patches
+from srquant.evaluation.plots import check_plot
 from srquant.files import sha256
 from srquant.imaging import BenchmarkSet, Picture, open_set, write_picture
 from srquant.imaging.crops import Crop, calibration_crops
@@ -81,7 +82,7 @@ def run_clip_study(
             another study; nothing is written then. Also where there is too little memory to time the picture: the
             scores are kept then.
     """
-    check_plot()
+    check_plot("a clip study")
     if settings.engine not in ENGINES:
         raise unknown("engine", settings.engine, ENGINES)
     pairs = open_set(benchmark, network.info.scale)

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from srquant.errors import missing_package
 from srquant.evaluation.costs import output_size
+from srquant.evaluation.plots import check_plot
 from srquant.experiments.arena import FLOAT_BITS, steps
 from srquant.experiments.arena_ring import Ring
 from srquant.experiments.arena_table import SETS, Point, Row, Spread, curves, table
@@ -29,18 +29,6 @@ _NOT_THERE = "-"
 _MARK = " *"
 _SIMULATED = "simulated"
 """What people read for the engine of networks that cannot run as integers."""
-
-
-def check_plot() -> None:
-    """Refuse to begin what cannot be drawn at the end.
-
-    Raises:
-        UserError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise missing_package("matplotlib", "the plot of an arena", "plot") from error
 
 
 def save_arena(ring: Ring) -> list[Path]:
@@ -186,7 +174,7 @@ def plot(ring: Ring, points: Sequence[Point], path: Path) -> None:
     Raises:
         UserError: matplotlib is not installed, or the path cannot be written.
     """
-    check_plot()
+    check_plot("an arena")
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 

@@ -45,19 +45,19 @@ from torch import Tensor, nn
 from srquant.config import TrainingConfig
 from srquant.errors import UserError
 from srquant.methods import cooperation
+from srquant.methods.averaged import AveragedBounds
 from srquant.methods.base import QuantizedObjective
 from srquant.methods.cooperation import Granularity, Regulariser
 from srquant.methods.flags import Flags
 from srquant.methods.offsets import OffsetBounds, OffsetConfig, check_offsets, choose_offsets
 from srquant.methods.passing import PassingBounds, PassingWeights
-from srquant.methods.processes import joined
 from srquant.networks.info import SRNetwork
-from srquant.quantizers.bounds import BoundsQuantizer, percentiles
+from srquant.quantizers.bounds import BoundsQuantizer
 from srquant.quantizers.clipped_weights import ClippedWeights, ClipRule
 from srquant.quantizers.kernels import SMALLEST_RANGE
 from srquant.quantizers.layers import ActivationQuantizer, QuantConv2d
 from srquant.quantizers.network import QuantizedNetwork
-from srquant.quantizers.straight_through import Gradient, GridKind, pass_gradient, round_straight_through
+from srquant.quantizers.straight_through import Gradient, GridKind
 from srquant.quantizers.weights import SymmetricWeights, WeightQuantizer
 
 _RANGES_RATE = 10
@@ -105,54 +105,6 @@ class ODMConfig(OffsetConfig):
     granularity: Granularity = Field(
         default="tensor", description="of the gate: each element, each parameter (layer input), or all parameters"
     )
-
-
-class AveragedBounds(PassingBounds):
-    """Trained bounds that start at percentiles averaged over batches.
-
-    Attributes:
-        batches: int64 [], averaged so far.
-        measures: whether batches are averaged now.
-    """
-
-    batches: Tensor
-
-    def __init__(self, bits: int, *, percentile: float, grid: GridKind, gradient: Gradient) -> None:
-        super().__init__(bits, percentile=percentile, grid=grid, gradient=gradient)
-        self.register_buffer("batches", torch.tensor(0))
-        self.measures = False
-
-    def bounds_for(self, values: Tensor) -> tuple[Tensor, Tensor] | None:
-        """See `BoundsQuantizer.bounds_for`."""
-        if self.measures:
-            self._average(values)
-        return super().bounds_for(values)
-
-    def looks(self) -> bool:
-        """See `BoundsQuantizer.looks`."""
-        return super().looks() or self.measures
-
-    def round(self, values: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-        """See `BoundsQuantizer.round`; on the official grid both bounds are levels."""
-        if self.grid_kind == "integer":
-            return super().round(values, lower, upper)
-        wide = values.float()
-        clipped = torch.maximum(torch.minimum(wide, upper), lower)
-        step = (upper - lower).clamp(min=SMALLEST_RANGE) / (2**self.bits - 1)
-        rounded = round_straight_through((clipped - lower) / step) * step + lower
-        if self.gradient == "indicator":
-            rounded = pass_gradient(clipped, rounded.detach())
-        return rounded.to(values.dtype)
-
-    @torch.no_grad()
-    def _average(self, values: Tensor) -> None:
-        assert self.percentile is not None
-        lower, upper = percentiles(joined(values), self.percentile)
-        upper = torch.maximum(upper, lower + SMALLEST_RANGE * (1 + lower.abs()))
-        self.batches += 1
-        for bound, new in ((self.lower, lower), (self.upper, upper)):
-            bound.copy_(torch.where(self.batches == 1, new, bound + (new - bound) / self.batches))
-        self.initialised.fill_(True)
 
 
 class AveragedOffsets(AveragedBounds, OffsetBounds):

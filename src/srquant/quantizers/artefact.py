@@ -141,7 +141,7 @@ def _rebuild(told: dict[str, Any]) -> QuantizedNetwork:
     kind = NETWORKS[told["network"]]
     network = kind.from_config(kind.config_type.from_dict(told["network_config"])).eval()
     gated = frozenset(map(str, told["gated"]))
-    quantization, join_sum = QuantizationConfig(**told["quantization"]), bool(told.get("joined_sum", False))
+    quantization, join_sum = QuantizationConfig(**told["quantization"]), bool(told["joined_sum"])
     quantized = QuantizedNetwork(network, quantization, join_sum=join_sum, gated=gated)
     if not gated <= quantized.activation_quantizers().keys():
         raise UserError("a gate belongs to a tensor that the network does not have")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +19,9 @@ from srquant.training.checkpoint import find_checkpoint
 from srquant.training.clock import Clock
 from srquant.training.data import TrainingData
 from srquant.training.failure import explain
+from srquant.training.gradients import take_gradients
 from srquant.training.log import Log, Row
-from srquant.training.objective import Combining, Objective
+from srquant.training.objective import Objective
 from srquant.training.run import Run
 from srquant.training.schedule import epoch_of, total_steps
 from srquant.training.session import Interruption, own_folder, repeatable
@@ -189,11 +190,15 @@ def _step(run: Run, changes: ForwardChanges, step: int, low: Tensor, high: Tenso
         with torch.set_grad_enabled(learns), team.fabric.autocast():
             return run.module(low, high)
 
+    def backward(some: Sequence[Tensor], keep_graph: bool) -> None:
+        team.fabric.backward(_sum(some), retain_graph=keep_graph)
+        team.average([parameter.grad for parameter in run.parameters if parameter.grad is not None])
+
     parts = forward()
     norm = torch.zeros((), device=low.device)
     gradients: list[Tensor] = []
     if learns:
-        gradients = _gradients(run, parts)
+        gradients = take_gradients(run.objective, run.parameters, parts, backward)
         norm = torch.nn.utils.get_total_norm(gradients).to(low.device)
     changes.share()
     told = torch.stack([*(part.detach().float() for part in parts.values()), norm])
@@ -207,27 +212,6 @@ def _step(run: Run, changes: ForwardChanges, step: int, low: Tensor, high: Tenso
             torch.nn.utils.clip_grads_with_norm_(run.parameters, config.gradient_clip, norm)
         run.optimizer.step()
     return values
-
-
-def _gradients(run: Run, parts: dict[str, Tensor]) -> list[Tensor]:
-    """Of the joined batch, left in the parameters; those of parts that stand apart as the objective combines them."""
-    objective, parameters = run.objective, run.parameters
-    names = objective.apart & parts.keys() if isinstance(objective, Combining) else frozenset[str]()
-    _backward(run, [part for name, part in parts.items() if name not in names], keep_graph=bool(names))
-    if isinstance(objective, Combining) and names:
-        first = [parameter.grad for parameter in parameters]
-        run.optimizer.zero_grad(set_to_none=True)
-        _backward(run, [parts[name] for name in names])
-        combined = objective.combine(parameters, first, [parameter.grad for parameter in parameters])
-        for parameter, gradient in zip(parameters, combined, strict=True):
-            parameter.grad = gradient
-    return [parameter.grad for parameter in parameters if parameter.grad is not None]
-
-
-def _backward(run: Run, parts: list[Tensor], *, keep_graph: bool = False) -> None:
-    """The gradients of some loss parts, averaged over all processes."""
-    run.team.fabric.backward(_sum(parts), retain_graph=keep_graph)
-    run.team.average([parameter.grad for parameter in run.parameters if parameter.grad is not None])
 
 
 def _not_finite(run: Run, step: int, parts: dict[str, float], forward: Callable[[], object]) -> UserError:
