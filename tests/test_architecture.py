@@ -25,7 +25,7 @@ HEAVY = ("torch", "onnx", "onnxruntime", "openvino", "PIL", "imagecodecs")
 def rooms() -> list[str]:
     """The packages and modules directly in srquant."""
     packages = [path.parent.name for path in SOURCE.glob("*/__init__.py")]
-    return sorted(packages + [path.stem for path in SOURCE.glob("*.py") if path.stem != "__init__"])
+    return sorted(packages + [path.stem for path in SOURCE.glob("*.py") if path.stem not in ("__init__", "__main__")])
 
 
 def test_modules_are_short():

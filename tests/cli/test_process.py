@@ -12,11 +12,9 @@ from small_quantized import float_network, noise
 from srquant.imaging import Picture, write_picture
 from srquant.networks.loading import save_network
 
-RUN = "from srquant.cli.app import main; main()"
-
 
 def srquant(*args: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "error", "-c", RUN, *map(str, args)]
+    command = [sys.executable, "-W", "error", "-m", "srquant", *map(str, args)]
     return subprocess.run(
         command, cwd=cwd, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )

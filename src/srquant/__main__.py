@@ -1,0 +1,5 @@
+"""`python -m srquant`: the command line."""
+
+from srquant.cli import main
+
+main()
