@@ -63,6 +63,24 @@ def test_engines_agree_on_offsets(key: str, kind: str, bits: int, engine: str) -
         assert difference.mean() <= (0 if engine in ("onnxruntime", "litert") else 2)
 
 
+@pytest.mark.parametrize("engine", ["onnxruntime", "litert", "torch", "openvino", "simulate"])
+def test_engines_agree_on_offsets_of_four_bits(engine: str) -> None:
+    if engine == "litert":
+        pytest.importorskip("ai_edge_litert")
+    trained = offset_network("edsr_x2", 2, offset_bits=4)
+    deployed = deploy(trained)
+    made, runner = lower(deployed), open_engine(deployed, engine, threads=1)
+    assert made.channel_limits()
+    for i, size in enumerate(SIZES):
+        picture = noise(*size, seed=i)
+        with torch.inference_mode():
+            simulated = trained(torch.from_numpy(picture).permute(2, 0, 1)[None].float())[0].clamp(0, 255).round()
+        wanted = reference.run(made, picture).astype(int)
+        assert np.abs(wanted - simulated.permute(1, 2, 0).numpy()).mean() <= 2
+        difference = np.abs(runner.run(picture).astype(int) - wanted)
+        assert difference.mean() <= (0 if engine in ("onnxruntime", "litert") else 2)
+
+
 @pytest.mark.parametrize("bits", [2, 4])
 @pytest.mark.parametrize("key", KEYS)
 def test_nothing_of_offsets_is_left_in_float(key: str, bits: int) -> None:

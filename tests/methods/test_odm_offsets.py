@@ -20,6 +20,7 @@ from srquant.methods.odm import ODM
 from srquant.methods.offsets import ChannelStatistics, OffsetBounds, OffsetConfig
 from srquant.quantizers.acceleration import use_kernel
 from srquant.quantizers.deployment import deploy
+from srquant.quantizers.offset_codes import factor_levels
 from srquant.quantizers.straight_through import fake_quantize_between
 
 OPTIONS = {"offsets": "both", "offset_ratio": 1.0, "calibration_batches": 3, "bounds_learning_rate": 0.05}
@@ -176,10 +177,39 @@ def test_a_run_that_is_put_back_goes_on_with_the_same_offsets():
         assert torch.equal(one, two)
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_few_bits_are_trained_on_their_levels():
+    trained = made(options={"offset_bits": 4, "bounds_learning_rate": 0.1})
+    losses = steps(trained, epochs=4, same=True)
+    assert min(losses[-3:]) < losses[0]
+    levels = torch.from_numpy(factor_levels(4))
+    scaled = [q for q in low_bit(trained).values() if q.offsets["scales"]]
+    assert len(scaled) == 4
+    for quantizer in scaled:
+        factors = quantizer.channel_factors()
+        assert factors is not None
+        assert bool(torch.isin(factors, levels).all())
+        assert bool((factors != 1).any())
+        exact = quantizer.log_factors.exp()
+        assert not torch.equal(factors, exact)
+        ends = exact.clamp(levels[0], levels[-1])
+        assert bool(((factors / ends).log2().abs() <= 0.1251).all())
+
+
+def test_scales_start_within_what_few_bits_hold():
+    trained = made(options={"offset_start": "statistics", "offset_bits": 2})
+    trained.start_epoch(1)
+    for quantizer in low_bit(trained).values():
+        quantizer.statistics.see(torch.randn(2, 8, 4, 4) * torch.logspace(-3, 1, 8).view(1, -1, 1, 1))
+        quantizer.act(shifts=False, scales=True)
+        found = quantizer.log_factors.detach().exp()
+        assert float(found.min()) == pytest.approx(0.25)
+        assert float(found.max()) == pytest.approx(2)
+
+
+@pytest.mark.parametrize(("bits", "offset_bits"), [(2, None), (3, None), (4, None), (2, 4), (4, 4)])
 @pytest.mark.parametrize("name", ["edsr", "srresnet"])
-def test_what_was_trained_is_deployed_and_runs_on_every_engine(name: str, bits: int):
-    trained = made(name, bits=bits)
+def test_what_was_trained_is_deployed_and_runs_on_every_engine(name: str, bits: int, offset_bits: int | None):
+    trained = made(name, {"offset_bits": offset_bits}, bits=bits)
     steps(trained, epochs=3)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

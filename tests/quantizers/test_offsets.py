@@ -119,7 +119,7 @@ def test_every_window_fits_the_carrier_and_is_what_was_trained(
 ):
     ends, moves = (torch.tensor([lower]), torch.tensor([lower + width])), torch.tensor(shift)
     lowest = window_starts(moves, *ends, bits, offset_bits)
-    made = channel_quantizer(*ends, bits, lowest, None).eval()
+    made = channel_quantizer(*ends, bits, lowest, None, offset_bits).eval()
     x = torch.linspace(-20, 20, 41).view(1, 1, 41, 1).expand(-1, len(shift), -1, -1)
     wanted = round_to_windows(x, *ends, moves, bits, offset_bits=offset_bits)
     torch.testing.assert_close(made(x), wanted)

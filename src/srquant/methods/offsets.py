@@ -13,11 +13,15 @@ The paper's text says no more than that; it has no code. Ours, and not the paper
   may get both.
 - S counts in whole steps of the grid, rounded straight-through, so that it costs next to nothing when the network runs:
   `srquant.quantizers.offsets` tells how it is deployed. `offset_steps = "free"` leaves it real; that is a simulation
-  which cannot be deployed. `offset_bits` keeps it within signed numbers of so many bits; without, it may move a window
-  as far as 8-bit codes reach. Files hold windows as 8-bit codes and factors in float32 either way.
+  which cannot be deployed.
 - A is trained through its logarithm, and weights are rounded behind the division, which makes both exact to undo.
+- `offset_bits = b` gives both so many bits: S is a signed number of b bits, log2 A one in steps of 4/2^b octaves,
+  rounded straight-through (4 bit: A from 1/4 to 2^1.75); neither is driven further beyond its ends. Files hold them
+  packed at b bits (`srquant.quantizers.offset_codes`). Without, S may move a window as far as 8-bit codes reach, A is
+  any factor, and files hold windows as 8-bit codes and factors in float32. Free shifts have no bits. Where a
+  convolution makes the tensor, A goes into its steps, which are float32 anyway, and is not stored at all.
 - Shifts start at 0 and scales at 1, where the network computes what it did without them. `offset_start = "statistics"`
-  starts scales at mean(sigma)/sigma_c, and the bounds anew.
+  starts scales at mean(sigma)/sigma_c, within what `offset_bits` holds, and the bounds anew.
 - Inputs that are concatenated, shuffled, sliced or added keep one grid; scales need a convolution (with normalisation
   and ReLU) or an 8-bit tensor in front of them, unless the rest is in float, which cannot be deployed anyway.
 """
@@ -38,6 +42,7 @@ from srquant.methods.processes import joined
 from srquant.quantizers.kernels import SMALLEST_RANGE
 from srquant.quantizers.layers import ActivationQuantizer
 from srquant.quantizers.network import QuantizedNetwork
+from srquant.quantizers.offset_codes import factor_levels, round_factors
 from srquant.quantizers.offsets import (
     MOST_WINDOW_BITS,
     can_scale,
@@ -58,7 +63,11 @@ class OffsetConfig(MethodConfig):
     )
     offset_ratio: float = Field(default=0.3, ge=0, le=1, description="share of tensors with shifts, and with scales")
     offset_bits: int | None = Field(
-        default=None, ge=2, le=8, description="of a shift, in steps; by default what 8-bit codes hold"
+        default=None,
+        ge=2,
+        le=8,
+        description="of each shift (whole steps) and scale (4/2^bits octaves), trained and stored; by default shifts "
+        "have 8 bit and scales float32",
     )
     offset_steps: Literal["whole", "free"] = Field(
         default="whole", description="of shifts; 'whole' can be deployed, 'free' is a simulation"
@@ -119,7 +128,8 @@ class OffsetBounds(PassingBounds):
 
     Attributes:
         shift: float32 [C], S, in the units of the scaled tensor; trained.
-        log_factors: float32 [C], the logarithm of A; trained.
+        log_factors: float32 [C], the logarithm of A, before it is rounded; trained.
+        factor_levels: float32 [2^offset_bits], what A is rounded to; None where it is not.
         offsets: "shifts", "scales": what this tensor was chosen for.
         statistics: of its channels.
         measures: whether the statistics are gathered now.
@@ -128,6 +138,7 @@ class OffsetBounds(PassingBounds):
 
     plain: ClassVar[bool] = False
     measures: bool = False
+    factor_levels: Tensor | None
 
     def prepare_offsets(self, channels: int, config: OffsetConfig) -> None:
         """Make the parameters, which leave the tensor as it is until they are chosen to act."""
@@ -136,6 +147,8 @@ class OffsetBounds(PassingBounds):
         self.offsets = Flags(shifts=False, scales=False)
         self.statistics = ChannelStatistics(channels)
         self.config = config
+        levels = None if config.offset_bits is None else torch.from_numpy(factor_levels(config.offset_bits))
+        self.register_buffer("factor_levels", levels, persistent=False)
 
     def bounds_for(self, values: Tensor) -> tuple[Tensor, Tensor] | None:
         """See `BoundsQuantizer.bounds_for`; the values are [N,C,H,W]."""
@@ -172,7 +185,10 @@ class OffsetBounds(PassingBounds):
 
     def channel_factors(self) -> Tensor | None:
         """See `ActivationQuantizer.channel_factors`."""
-        return self.log_factors.exp() if self.offsets["scales"] else None
+        if not self.offsets["scales"]:
+            return None
+        levels = self.factor_levels
+        return self.log_factors.exp() if levels is None else round_factors(self.log_factors, levels)
 
     def deployed(self) -> ActivationQuantizer:
         """The carrier grid with the windows and factors that were trained; see `srquant.quantizers.offsets`.
@@ -189,7 +205,7 @@ class OffsetBounds(PassingBounds):
                 )
             lowest = window_starts(self.shift, self.lower, self.upper, self.bits, self.config.offset_bits)
         factors = self.channel_factors()
-        return channel_quantizer(self.lower, self.upper, self.bits, lowest, factors)
+        return channel_quantizer(self.lower, self.upper, self.bits, lowest, factors, self.config.offset_bits)
 
     @torch.no_grad()
     def act(self, *, shifts: bool, scales: bool) -> None:
@@ -198,7 +214,10 @@ class OffsetBounds(PassingBounds):
         if scales and self.config.offset_start == "statistics":
             deviation = self.statistics.deviation()
             mean = deviation.mean().clamp(min=SMALLEST_RANGE)
-            self.log_factors.copy_((mean / deviation.clamp(min=0.01 * mean)).log())
+            start = mean / deviation.clamp(min=0.01 * mean)
+            if self.factor_levels is not None:
+                start = start.clamp(*self.factor_levels[[0, -1]].double())
+            self.log_factors.copy_(start.log())
             self.initialised.fill_(False)
 
 

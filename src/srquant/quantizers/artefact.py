@@ -4,9 +4,12 @@ Tensors: per convolution `NAME.weight` (codes minus zero points, over spacings, 
 `NAME.zero_points` and `NAME.spacings` (int32), `NAME.expansion` (int32), `NAME.bias` (int32 codes), `NAME.steps`
 (float32, the deployed step); per activation `NAME.scale` (float32), `NAME.zero_point` and `NAME.maximum_code` (int32),
 or the bounds and weights of its gate; of channels with offsets also `NAME.lowest` (uint8 [C], the first code of each
-window) and `NAME.factors` (float32 [C], where a tensor is rounded again by them); `float.NAME` for what stays in
-float. The header's metadata holds one JSON text under `srquant_artefact`; its `structure` is a digest of the traced
-graph, since the same names would mean other tensors where a network's code computes in another order.
+window) and `NAME.factors` (float32 [C], where a tensor is rounded again by them), or, where offsets have bits of their
+own, `NAME.offset_bits` (uint8), `NAME.first` (uint8, the lowest of those codes), `NAME.windows` (how far above it each
+window starts, packed at so many bits, uint8) and `NAME.octaves` (the factors' logarithms, packed alike, uint8);
+`float.NAME` for what stays in float. The header's metadata holds one JSON text under `srquant_artefact`; its
+`structure` is a digest of the traced graph, since the same names would mean other tensors where a network's code
+computes in another order.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ from srquant.quantizers.gating import GatedQuantizer, GateWeights, PictureGrid
 from srquant.quantizers.grid import Grid
 from srquant.quantizers.layers import ActivationQuantizer, LayerCodes
 from srquant.quantizers.network import QuantizedNetwork
+from srquant.quantizers.offset_codes import PACKED_PARTS, WIDE_PARTS, unpacked_offsets
 from srquant.quantizers.offsets import ChannelQuantizer
 from srquant.quantizers.packing import pack, unpack
 from srquant.quantizers.weights import LARGEST_INT8
@@ -85,8 +89,7 @@ def save_artefact(network: QuantizedNetwork, path: Path | str) -> None:
         tensors[f"{name}.zero_point"] = torch.tensor(grid.zero_point, dtype=torch.int32)
         tensors[f"{name}.maximum_code"] = torch.tensor(grid.maximum_code, dtype=torch.int32)
         if isinstance(quantizer, ChannelQuantizer):
-            parts = {"lowest": quantizer.lowest, "factors": quantizer.factors}
-            tensors |= {f"{name}.{part}": torch.from_numpy(told) for part, told in parts.items() if told is not None}
+            tensors |= {f"{name}.{part}": torch.from_numpy(told) for part, told in quantizer.stored().items()}
     for name, parameter in network.float_parameters().items():
         tensors[f"float.{name}"] = parameter.detach().clone()
     told = {**header(network), "sha256": _digest(tensors)}
@@ -172,8 +175,9 @@ def _fill(network: QuantizedNetwork, told: dict[str, Any], tensors: dict[str, to
             continue
         scale, zero_point, maximum_code = (take(f"{name}.{part}") for part in ("scale", "zero_point", "maximum_code"))
         grid = Grid(float(scale), int(zero_point), int(maximum_code))
-        parts = {part: take(f"{name}.{part}").numpy() for part in _OFFSETS if f"{name}.{part}" in left}
-        carrier = 8 if "lowest" in parts else quantizer.bits
+        kinds = (*WIDE_PARTS, *PACKED_PARTS)
+        parts = {part: take(f"{name}.{part}").numpy() for part in kinds if f"{name}.{part}" in left}
+        carrier = 8 if parts.keys() & {"lowest", "windows"} else quantizer.bits
         fits = 0 <= grid.zero_point <= grid.maximum_code < 2**carrier
         if not (np.isfinite(grid.scale) and grid.scale > 0 and fits):
             raise UserError(f"the grid of '{name}' is impossible: {grid}")
@@ -206,23 +210,19 @@ def _packable(codes: LayerCodes) -> torch.Tensor:
     return (centred // codes.spacings.view(-1, 1, 1, 1)).to(torch.int8)
 
 
-_OFFSETS = {"lowest": np.uint8, "factors": np.float32}
-"""Of channels with offsets, and their types."""
-
-
 def _with_offsets(
     network: QuantizedNetwork, name: str, grid: Grid, parts: Mapping[str, NDArray[Any]]
 ) -> ChannelQuantizer:
     """The quantiser of a tensor whose channels have windows or factors, in the place of the plain one."""
     plain = network.activation_quantizers()[name]
-    if any(part.dtype != _OFFSETS[kind] for kind, part in parts.items()):
-        raise UserError(f"the offsets of '{name}' are impossible")
-    made = ChannelQuantizer(plain.bits, grid, parts.get("lowest"), parts.get("factors"))
-    readers = [layer for layer in network.convolutions().values() if layer.source is plain]
-    counts = {len(part) for part in parts.values()}
-    if not readers or any(counts != {layer.in_channels} for layer in readers):
-        raise UserError(f"the offsets of '{name}' do not fit the {readers[0].in_channels if readers else 0} channels")
-    return made
+    channels = {layer.in_channels for layer in network.convolutions().values() if layer.source is plain}
+    if len(channels) != 1:
+        raise UserError(f"the offsets of '{name}' are impossible: no convolution reads it, or they read it differently")
+    try:
+        lowest, factors, offset_bits = unpacked_offsets(parts, *channels)
+    except ValueError as error:
+        raise UserError(f"the offsets of '{name}' are impossible: {error}") from error
+    return ChannelQuantizer(plain.bits, grid, lowest, factors, offset_bits)
 
 
 _GATE_PARTS = ("first", "scale", "shift", "second")

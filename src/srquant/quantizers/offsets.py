@@ -10,7 +10,8 @@ its own before it is rounded:
 true x = 0, and nothing has to be undone behind it. The factor is undone by the convolutions that read the tensor:
 their weights are rounded after they were divided by `A` along the input channels. Where a convolution makes the
 tensor, `A` goes into its steps and its bias, which have one value per output channel anyway; where an 8-bit tensor
-is rounded to fewer bits, into that operation. Paper and choices: `srquant.methods.offsets`.
+is rounded to fewer bits, into that operation. Paper and choices: `srquant.methods.offsets`; offsets of few bits:
+`srquant.quantizers.offset_codes`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from srquant.quantizers.folding import sole_user
 from srquant.quantizers.grid import Grid
 from srquant.quantizers.kernels import SMALLEST_RANGE, integer_grid
 from srquant.quantizers.layers import ActivationQuantizer, QuantConv2d
+from srquant.quantizers.offset_codes import drives_beyond, factor_levels, packed_offsets
 from srquant.quantizers.straight_through import Gradient
 from srquant.quantizers.structure import Structure
 
@@ -114,19 +116,14 @@ class _RoundToWindows(torch.autograd.Function):
             rest = (grad * missing).sum() / (upper.clamp(min=0) - lower.clamp(max=0)).clamp(min=SMALLEST_RANGE)
             by_lower, by_upper = by_lower - rest, by_upper + rest
         by_shift = -outside.sum((0, 2, 3))
-        by_shift = _held_back(by_shift, -shift / scale, (lowest + zero_point).flatten())
+        held_back = drives_beyond(-by_shift, -shift / scale, (lowest + zero_point).flatten())
+        by_shift = by_shift.masked_fill(held_back, 0)
         inside = (grad - outside).to(grads[0].dtype)
         return inside, by_lower.view_as(lower), by_upper.view_as(upper), by_shift, None, None, None
 
 
 def _codes(steps: Tensor, lowest: Tensor, bits: int) -> Tensor:
     return torch.round(steps).clamp_(lowest, lowest + 2**bits - 1)
-
-
-def _held_back(by_shift: Tensor, wanted: Tensor, steps: Tensor) -> Tensor:
-    """No gradient that drives a shift further beyond what its steps can hold."""
-    too_low, too_high = steps > wanted + 1, steps < wanted - 1
-    return by_shift.masked_fill((too_high & (by_shift > 0)) | (too_low & (by_shift < 0)), 0)
 
 
 class ChannelQuantizer(ActivationQuantizer):
@@ -139,22 +136,37 @@ class ChannelQuantizer(ActivationQuantizer):
         grid: the carrier, with the largest code 255; without windows the grid of all channels.
         lowest: uint8 [C], first code of each window; None where the grid alone limits the codes.
         factors: float32 [C], above 0; None where there are none, or whoever makes the tensor applies them.
+        offset_bits: 2 to 8, that hold each window's start above the lowest one, and each factor; None where the
+            windows lie anywhere and the factors are any.
 
     Raises:
-        UserError: a window reaches beyond the grid, or a factor is not finite and above 0.
+        UserError: a window reaches beyond the grid, a factor is not finite and above 0, or the bits do not hold them.
     """
 
     def __init__(
-        self, bits: int, grid: Grid, lowest: NDArray[np.uint8] | None, factors: NDArray[np.float32] | None
+        self,
+        bits: int,
+        grid: Grid,
+        lowest: NDArray[np.uint8] | None,
+        factors: NDArray[np.float32] | None,
+        offset_bits: int | None = None,
     ) -> None:
         if lowest is not None and (lowest.ndim != 1 or int(lowest.max(initial=0)) + 2**bits - 1 > grid.maximum_code):
             raise UserError(f"windows of {bits} bit reach beyond the code {grid.maximum_code}")
         if factors is not None and not (factors.ndim == 1 and np.isfinite(factors).all() and (factors > 0).all()):
             raise UserError("the factors of a tensor's channels are not all finite and above 0")
+        if offset_bits is not None:
+            spread = 0 if lowest is None else int(np.ptp(lowest))
+            on_levels = factors is None or bool(np.isin(factors, factor_levels(offset_bits)).all())
+            if spread >= 2**offset_bits or not on_levels:
+                raise UserError(
+                    f"offsets of {offset_bits} bit do not hold the windows and factors of a tensor's channels"
+                )
         super().__init__(bits, grid, low_bit=True)
         self.fixed = False
         self.lowest = lowest
         self.factors = factors
+        self.offset_bits = offset_bits
 
     def limits(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """The lowest and the highest code of each channel, uint8 [C] or [1]."""
@@ -163,7 +175,11 @@ class ChannelQuantizer(ActivationQuantizer):
 
     def stored_bytes(self) -> int:
         """Bytes that an artefact needs for windows and factors."""
-        return sum(part.nbytes for part in (self.lowest, self.factors) if part is not None)
+        return sum(part.nbytes for part in self.stored().values())
+
+    def stored(self) -> dict[str, NDArray[Any]]:
+        """Windows and factors as an artefact holds them; see `packed_offsets`."""
+        return packed_offsets(self.lowest, self.factors, self.offset_bits)
 
     def forward(self, values: Tensor) -> Tensor:
         """Float32 [N,C,H,W] to values on the carrier grid."""
@@ -178,7 +194,7 @@ class ChannelQuantizer(ActivationQuantizer):
         """A copy; the plain quantiser where neither windows nor factors are left."""
         if self.lowest is None and self.factors is None:
             return ActivationQuantizer(self.bits, self.deployed_grid(), low_bit=True)
-        return ChannelQuantizer(self.bits, self.deployed_grid(), self.lowest, self.factors)
+        return ChannelQuantizer(self.bits, self.deployed_grid(), self.lowest, self.factors, self.offset_bits)
 
     def carrier(self) -> ActivationQuantizer:
         """The quantiser to the carrier grid alone."""
@@ -186,11 +202,16 @@ class ChannelQuantizer(ActivationQuantizer):
 
     def without_factors(self) -> ActivationQuantizer:
         """The quantiser of a tensor that is made with its factors applied."""
-        return ChannelQuantizer(self.bits, self.deployed_grid(), self.lowest, None).deployed()
+        return ChannelQuantizer(self.bits, self.deployed_grid(), self.lowest, None, self.offset_bits).deployed()
 
 
 def channel_quantizer(
-    lower: Tensor, upper: Tensor, bits: int, lowest: Tensor | None, factors: Tensor | None
+    lower: Tensor,
+    upper: Tensor,
+    bits: int,
+    lowest: Tensor | None,
+    factors: Tensor | None,
+    offset_bits: int | None = None,
 ) -> ActivationQuantizer:
     """The deployed quantiser of trained bounds, windows and factors.
 
@@ -202,15 +223,17 @@ def channel_quantizer(
         bits: of a window.
         lowest: as `window_starts` gives it; None where the channels have no shifts.
         factors: float32 [C]; None where they have none.
+        offset_bits: that windows and factors were trained with.
     """
     scale, base = integer_grid(lower, upper, bits)
     given = None if factors is None else factors.detach().float().cpu().numpy()
     whole = None if lowest is None else lowest.cpu().numpy().astype(np.int64)
     if whole is None or (whole == -int(base)).all():
-        return ChannelQuantizer(bits, Grid(float(scale), int(base), 2**bits - 1), None, given).deployed()
+        grid = Grid(float(scale), int(base), 2**bits - 1)
+        return ChannelQuantizer(bits, grid, None, given, offset_bits).deployed()
     zero_point = max(0, -int(whole.min()))
     carrier = Grid(float(scale), zero_point, CARRIER_CODES - 1)
-    return ChannelQuantizer(bits, carrier, (whole + zero_point).astype(np.uint8), given)
+    return ChannelQuantizer(bits, carrier, (whole + zero_point).astype(np.uint8), given, offset_bits)
 
 
 def _wide(values: NDArray[Any], device: torch.device) -> Tensor:
