@@ -40,6 +40,7 @@ bench: $(DEMO_READY) ## Time every engine and a training step, measure memory; p
 	@$(BIN)/python benchmarks/memory.py
 	@$(BIN)/python benchmarks/training.py
 	@$(BIN)/python benchmarks/odm.py
+	@$(BIN)/python benchmarks/offsets.py
 
 clean: ## Remove the environment, caches and outputs
 	@rm -rf $(VENV) demo-output build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from calling import run
-from small_arena import write_arena
+from small_arena import ARENA, write_arena
 from small_experiments import FLOAT, experiment, write_pictures
 from typer.testing import CliRunner
 
@@ -59,11 +59,13 @@ def test_an_arena_in_two_sittings_and_once_more(ground: Path) -> None:
 
 
 def test_one_that_fails_gives_exit_code_1(ground: Path) -> None:
-    write_arena(ground / "arena.toml", arena={"seeds": [1]}, training={"patch": 400})
+    wild = {"epochs": 20, "learning_rate": 10.0, "weight_decay": 10.0}
+    entries = [entry for entry in ARENA["entry"] if entry["name"] != "DDTB"]
+    write_arena(ground / "arena.toml", arena={"seeds": [1]}, training=wild, entry=entries)
     result = CliRunner().invoke(app, ["arena", "arena.toml", "-o", "out", *GIVEN, *MORE], env={"COLUMNS": "200"})
     assert result.exit_code == 1
-    assert re.search(r"pams-2bit-seed1  failed: .*patch 400", result.output)
-    assert "2 of 4 runs are not finished" in result.output
+    assert re.search(r"pams-2bit-seed1  failed: .*the loss is not a finite number", result.output)
+    assert "1 of 3 runs are not finished" in result.output
 
 
 @pytest.mark.parametrize(
@@ -78,6 +80,8 @@ def test_one_that_fails_gives_exit_code_1(ground: Path) -> None:
             "--time-budget -1.0: allowed are 0 seconds or more",
         ),
         (("arena.toml", "-o", "out", *GIVEN, "--benchmark", "SetC"), "SetC"),
+        (("arena.toml", "-o", "out", *GIVEN, "--benchmark", "validation"), "is a validation picture too"),
+        (("large.toml", "-o", "out", *GIVEN), "3 are smaller than a patch; 800x800 pixels are needed"),
         (("arena.toml", "-o", "pictures", *GIVEN), "the folder 'pictures' is not empty and holds no arena"),
         (("arena.toml", "-o", "arena.toml", *GIVEN), "'arena.toml' is a file, not the folder of an arena"),
         (("wrong.toml", "-o", "out", *GIVEN), "unknown ArenaRules key 'arena.bit'; .*did you mean 'arena.bits'"),
@@ -87,4 +91,18 @@ def test_a_mistake_ends_in_one_line(
     args: tuple[str, ...], message: str, ground: Path, fails: Callable[..., str]
 ) -> None:
     (ground / "wrong.toml").write_text("[arena]\nbit = [2]\n[[entry]]\nname = 'PAMS'\nmethod = { name = 'pams' }\n")
+    write_arena(ground / "large.toml", training={"patch": 400})
     assert re.search(message, fails("arena", *args))
+    assert not (ground / "out").exists()
+
+
+def test_what_is_not_there_is_told_at_once(
+    ground: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("srquant.engines.installed_engines", lambda: ["torch"])
+    told = fails("arena", "arena.toml", "-o", "out", *GIVEN, "--engine", "litert")
+    assert told == "error: the engine 'litert' is not installed; installed: torch\n"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    told = fails("arena", "arena.toml", "-o", "out", *GIVEN, "--accelerator", "cuda")
+    assert told == "error: --accelerator cuda: PyTorch finds no CUDA device; allowed here: auto, cpu\n"
+    assert not (ground / "out").exists()

@@ -10,11 +10,13 @@ from small_arena import ARENA, ring, sitting
 from small_experiments import Place, write_pictures
 
 from srquant.errors import UserError
-from srquant.experiments import arena_runs
+from srquant.experiments import arena_begin, arena_runs
 from srquant.experiments.arena_begin import begin
 from srquant.experiments.arena_ring import Ring
 from srquant.experiments.arena_table import table
+from srquant.progress import Silent
 from srquant.training import load_checkpoint
+from srquant.training.session import own_folder
 
 CALIBRATED, _, PAMS = ARENA["entry"]
 SMALL: dict[str, Any] = {"arena": {"seeds": [1]}, "entry": [CALIBRATED, PAMS]}
@@ -153,14 +155,45 @@ def stopped(folder: Path, place: Place, steps: int) -> Ring:
     return one
 
 
+class Warnings(Silent):
+    """Keeps what the user has to know."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.told.append(text)
+
+
+def repaired(folder: Path, place: Place) -> Ring:
+    """The arena of PAMS alone with another learning rate."""
+    return ring(folder, place, arena={"seeds": [1]}, entry=[SLOWER])
+
+
+def failing(one: Ring, error: Exception, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A sitting in which training ends so; where its failure would be told."""
+
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(arena_runs, "train", fails)
+        assert [outcome.status for outcome in sitting(one)] == ["failed"]
+    return one.folder / "runs" / "pams-2bit-seed1" / "failure.txt"
+
+
 def test_a_run_of_one_step_is_begun_anew_for_a_repaired_entry(tmp_path: Path, place: Place) -> None:
     stopped(tmp_path / "arena", place, 1)
-    one = ring(tmp_path / "arena", place, arena={"seeds": [1]}, entry=[SLOWER])
+    one, warnings = repaired(tmp_path / "arena", place), Warnings()
+    run = one.folder / "runs" / "pams-2bit-seed1"
     with pytest.raises(UserError, match=r"is not finished: go on with it \(--resume\)"):
         begin(one, resume=False)
-    assert (one.folder / "runs" / "pams-2bit-seed1").exists()
+    assert (run / "config.toml").exists()
+    begin(one, resume=True, progress=warnings)
+    change = "it was begun with another training.learning_rate: 0.0001, not 1e-05; it came to step 1"
+    assert warnings.told == [f"removed '{run}', to begin it anew: {change}"]
     assert [outcome.status for outcome in sitting(one)] == ["finished"]
-    log = (one.folder / "runs" / "pams-2bit-seed1" / "log.csv").read_text()
+    log = (run / "log.csv").read_text()
     assert "1e-05" in log
     assert "0.0001" not in log
 
@@ -168,21 +201,99 @@ def test_a_run_of_one_step_is_begun_anew_for_a_repaired_entry(tmp_path: Path, pl
 def test_a_run_that_came_further_is_not_begun_anew_unless_it_failed(
     tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = stopped(tmp_path / "arena", place, 2)
-    repaired = ring(tmp_path / "arena", place, arena={"seeds": [1]}, entry=[SLOWER])
+    stopped(tmp_path / "arena", place, 2)
+    one, warnings = repaired(tmp_path / "arena", place), Warnings()
     with pytest.raises(UserError, match=r"entry 'PAMS': its run .* was begun with another training\.learning_rate"):
-        sitting(repaired)
+        sitting(one)
+    same = ring(tmp_path / "arena", place, arena={"seeds": [1]}, entry=[PAMS])
+    failure = failing(same, UserError("step 3: the loss is not a finite number"), monkeypatch)
+    assert failure.read_text() == "step 3: the loss is not a finite number\n"
+    begin(one, resume=True, progress=warnings)
+    (told,) = warnings.told
+    assert told.endswith("it failed behind checkpoint 'last-00000002': step 3: the loss is not a finite number")
+    assert not failure.parent.exists()
+    assert [outcome.status for outcome in sitting(one)] == ["finished"]
 
-    def fails(*_: object, **__: object) -> None:
-        raise RuntimeError("the loss is not a finite number")
+
+def test_a_loss_that_is_no_number_is_a_failure(tmp_path: Path, place: Place) -> None:
+    wild = {"epochs": 20, "learning_rate": 10.0, "weight_decay": 10.0}
+    one = ring(tmp_path / "arena", place, arena={"seeds": [1]}, entry=[PAMS], training=wild)
+    _, outcome = sitting(one)
+    assert outcome.status == "failed"
+    assert "the loss is not a finite number" in outcome.message
+    failure = one.folder / "runs" / "pams-2bit-seed1" / "failure.txt"
+    assert " ".join(failure.read_text().split()) == outcome.message
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        UserError("another process trains in 'somewhere'"),
+        UserError("cannot write a checkpoint in 'somewhere': No space left on device"),
+        OSError(28, "No space left on device"),
+        MemoryError(),
+        RuntimeError("CUDA out of memory. Tried to allocate 2.00 MiB"),
+    ],
+    ids=["lock", "checkpoint", "disk", "memory", "CUDA memory"],
+)
+def test_what_befalls_a_healthy_run_is_no_failure_of_it(
+    error: Exception, tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = stopped(tmp_path / "arena", place, 2)
+    assert not failing(one, error, monkeypatch).exists()
+    with pytest.raises(UserError, match="rename the entry, or remove that folder"):
+        sitting(repaired(tmp_path / "arena", place))
+    assert [outcome.status for outcome in sitting(one)] == ["finished"]
+
+
+def test_a_run_in_other_hands_is_left_alone(tmp_path: Path, place: Place) -> None:
+    one = stopped(tmp_path / "arena", place, 1)
+    run = one.folder / "runs" / "pams-2bit-seed1"
+    with own_folder(run):
+        (outcome,) = sitting(one)
+        assert (outcome.status, outcome.message) == ("failed", f"another process trains in '{run}'")
+        with pytest.raises(UserError, match="another process trains in"):
+            sitting(repaired(tmp_path / "arena", place))
+    assert not (run / "failure.txt").exists()
+    assert load_checkpoint(run, "last").step == 1
+
+
+def test_an_arena_in_other_hands_is_left_alone(tmp_path: Path, place: Place) -> None:
+    one = stopped(tmp_path / "arena", place, 1)
+    begin(one, resume=True)
+    before = settings(one)
+    with own_folder(one.folder):
+        with pytest.raises(UserError, match=r"another process trains in '.*arena'"):
+            begin(repaired(tmp_path / "arena", place), resume=True)
+        with pytest.raises(UserError, match=r"another process trains in '.*arena'"):
+            list(arena_runs.run_arena(one, accelerator="cpu"))
+    assert settings(one) == before
+    assert [outcome.status for outcome in sitting(one)] == ["finished"]
+
+
+def test_a_removal_that_was_killed_is_made_good(tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped(tmp_path / "arena", place, 1)
+    one = repaired(tmp_path / "arena", place)
+
+    def killed(folder: Path) -> None:
+        (folder / "config.toml").unlink()
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(arena_runs, "train", fails)
-        assert [outcome.status for outcome in sitting(one)] == ["failed"]
-    failure = one.folder / "runs" / "pams-2bit-seed1" / "failure.txt"
-    assert failure.read_text() == "the loss is not a finite number\n"
-    assert [outcome.status for outcome in sitting(repaired)] == ["finished"]
-    assert not failure.exists()
+        patch.setattr(arena_begin.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            begin(one, resume=True)
+    assert [path.name for path in one.folder.glob("runs/*pams*")] == [".old-pams-2bit-seed1"]
+    assert [outcome.status for outcome in sitting(one)] == ["finished"]
+    assert [path.name for path in one.folder.glob("runs/*pams*")] == ["pams-2bit-seed1"]
+
+
+def test_half_a_run_is_begun_anew(tmp_path: Path, place: Place) -> None:
+    one, warnings = stopped(tmp_path / "arena", place, 1), Warnings()
+    (one.folder / "runs" / "pams-2bit-seed1" / "config.toml").unlink()
+    begin(one, resume=True, progress=warnings)
+    assert [told.split(": ")[-1] for told in warnings.told] == ["its settings are missing"]
+    assert [outcome.status for outcome in sitting(one)] == ["finished"]
 
 
 def test_a_run_that_goes_on_has_not_failed(tmp_path: Path, place: Place) -> None:

@@ -13,7 +13,8 @@ from small_experiments import Place, write_pictures
 import srquant
 from srquant.errors import UserError
 from srquant.evaluation.costs import storage_bytes
-from srquant.experiments import Outcome
+from srquant.experiments import Outcome, arena_report, arena_ring, scoring
+from srquant.experiments.arena_memory import recorded_memory
 from srquant.experiments.arena_report import data, markdown, save_arena
 from srquant.experiments.arena_ring import Ring
 from srquant.experiments.arena_table import Row, curves, table
@@ -134,7 +135,9 @@ def test_the_report_says_what_the_table_says(whole: Ring) -> None:
         assert float(line["SetA_psnr"]) == pytest.approx(row.psnr["SetA"].mean, abs=5e-6)
         assert line["placement"] == "; ".join(row.told_once("placement"))
         assert line["protocol"].startswith("PSNR/SSIM on Y")
-        assert set(line["sha256"].split("; ")) == {result.sha256 for result in row.results}
+        digests = [told(whole, f"{row.entry.lower()}-2bit-seed{seed}")["sha256"] for seed in row.seeds]
+        assert line["sha256"].split("; ") == (digests or [told(whole, "fp32")["sha256"]])
+        assert line["kernel"] == ("eager" if row.entry in ("DDTB", "PAMS") else "")
     page = paths[0].read_text()
     for row in rows[1:]:
         spread = row.psnr["SetA"]
@@ -143,10 +146,25 @@ def test_the_report_says_what_the_table_says(whole: Ring) -> None:
     assert "| 3 of 6 |" in page
     assert "budget 6 steps of 2 patches of 8x8, float32, seeds 1, 2" in page
     assert "1280x720 out" in page
-    assert json.loads(paths[2].read_text()) == json.loads(json.dumps(data(whole, rows)))
+    plain = json.loads(paths[2].read_text())
+    assert plain == json.loads(json.dumps(data(whole, rows)))
+    for row, line in zip(rows, plain["rows"], strict=True):
+        wanted = zip(row.seeds or (None,), row.results, strict=True)
+        assert [(one["seed"], one["sha256"]) for one in line["results"]] == [(seed, r.sha256) for seed, r in wanted]
+    assert "in table.csv (column sha256, in the order of the seeds) and in table.json" in page
+    assert "ms/step (kernel eager; device cpu): " in page
     with paths[3].open(newline="") as file:
         assert len(list(csv.DictReader(file))) == len(curves(whole))
     assert paths[4].read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_full_disk_ends_in_one_line(whole: Ring, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(arena_report, "atomic_path", full)
+    with pytest.raises(UserError, match=r"cannot write the table in '.*arena': No space left on device"):
+        save_arena(whole)
 
 
 def test_a_finished_arena_does_nothing_again(whole: Ring, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,13 +199,59 @@ def test_the_peak_of_memory_is_that_of_all_sittings(tmp_path: Path, place: Place
     one = ring(tmp_path / "arena", place, entry=[ARENA["entry"][2]], arena={"seeds": [1]})
     sitting(one)
     run = one.folder / "runs" / "pams-2bit-seed1"
-    measured = json.loads((run / "peak_memory.json").read_text())["megabytes"]
+    (measured,) = recorded_memory(run).values()
     assert told(one, run.name)["peak_megabytes"] == measured
+    assert told(one, run.name)["devices"] == ["cpu"]
+    assert measured is not None
     assert 0 < measured < 2000
     (run / "peak_memory.json").write_text('{"megabytes": 5000.0}')
     (run / "result.json").unlink()
     assert [outcome.name for outcome in sitting(one)] == [run.name]
     assert told(one, run.name)["peak_megabytes"] == 5000
+    assert " device not recorded)" in markdown(one, table(one))
+
+
+def test_numbers_of_several_devices_are_not_mixed(tmp_path: Path, place: Place) -> None:
+    entries = [ARENA["entry"][2], {"name": "LSQ", "method": {"name": "lsq"}, "training": {"kernel": "fused"}}]
+    one = ring(tmp_path / "arena", place, entry=entries)
+    sitting(one)
+    page = markdown(one, table(one))
+    assert "eager of PAMS" in page
+    assert "fused of LSQ" in page
+    assert "; device cpu)" in page
+    moved, other = (one.folder / "runs" / f"{name}-2bit-seed2" for name in ("pams", "lsq"))
+    (moved / "peak_memory.json").write_text('{"megabytes": {"cpu": 100.0, "Some GPU": 7.0}}')
+    (other / "peak_memory.json").write_text('{"megabytes": {"Some GPU": 7.0}}')
+    for run in (moved, other):
+        (run / "result.json").unlink()
+    sitting(one)
+    assert told(one, moved.name)["devices"] == ["cpu", "Some GPU"]
+    assert (told(one, moved.name)["peak_megabytes"], told(one, moved.name)["step_ms"]) == (None, None)
+    assert told(one, other.name)["peak_megabytes"] == 7
+    for row in by_name(one).values():
+        assert (row.median("peak_megabytes"), row.median("step_ms")) == (None, None)
+    page = markdown(one, table(one))
+    for told_of in ("cpu, then Some GPU of PAMS", "Some GPU of LSQ"):
+        assert told_of in page
+    assert "neither is told of a row on several devices" in page
+
+
+def test_sets_and_contenders_are_found_out_once(whole: Ring, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, list[object]] = {"open_set": [], "contenders": []}
+    for name, module in (("open_set", scoring), ("contenders", arena_ring)):
+        real = getattr(module, name)
+
+        def noted(*args: Any, name: str = name, real: Any = real) -> Any:
+            seen[name].append(args)
+            return real(*args)
+
+        monkeypatch.setattr(module, name, noted)
+    one = Ring(whole.arena, whole.folder, whole.benchmarks)
+    assert all(map(one.finished, one.contenders))
+    table(one)
+    curves(one)
+    (benchmark,) = whole.benchmarks
+    assert seen == {"open_set": [(benchmark, 1), (benchmark, 2)], "contenders": [(whole.arena,)]}
 
 
 def test_an_interrupted_arena_shows_what_it_has(tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +291,7 @@ def test_a_mistake_in_the_last_entry_is_told_before_the_first_is_trained(tmp_pat
     late = [ARENA["entry"][2], {"name": "DDTB", "method": {"name": "ddtb", "gate_start_epoch": 3}}]
     with pytest.raises(UserError, match=r"entry 'DDTB' at 2 bit: training\.epochs = 2 is too short for ddtb"):
         sitting(ring(tmp_path / "arena", place, entry=late))
-    assert not (tmp_path / "arena" / "runs").exists()
+    assert not (tmp_path / "arena").exists()
     outcomes = sitting(ring(tmp_path / "arena", place, entry=[late[0]], arena={"seeds": [1]}), resume=False)
     assert [outcome.status for outcome in outcomes] == ["finished", "finished"], "nothing was begun with the mistake"
 
@@ -277,7 +341,7 @@ def test_unequal_and_simulated_rows_say_so(tmp_path: Path, place: Place) -> None
 
 
 def test_a_row_with_offsets_says_that_levels_are_those_of_channels(tmp_path: Path, place: Place) -> None:
-    offsets = {"offsets": "shift", "offset_ratio": 1.0, "calibration_batches": 2, "bounds_learning_rate": 0.1}
+    offsets = {"offsets": "shift", "offset_ratio": 1.0, "calibration_batches": 2, "offset_learning_rate": 1.0}
     entries = [{"name": "offsets", "method": {"name": "odm", **offsets}}, ARENA["entry"][2]]
     one = ring(tmp_path / "arena", place, entry=entries, arena={"seeds": [1]})
     sitting(one)
@@ -288,7 +352,7 @@ def test_a_row_with_offsets_says_that_levels_are_those_of_channels(tmp_path: Pat
     assert row.largest("offset_tensors") == count
     assert 2 <= (row.largest("activation_levels") or 0) <= 4
     page = markdown(one, table(one))
-    assert f"- offsets at 2 bit: levels counted per channel: {count} tensors with offsets\n" in page
+    assert f"- offsets at 2 bit: levels counted per channel: {count} tensors with offsets; BitOPs count" in page
     assert "PAMS at 2 bit: levels" not in page
 
 

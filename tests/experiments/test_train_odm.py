@@ -42,7 +42,7 @@ def run(
     values = merged(
         FLOAT,
         {
-            "quantization": {"weight_bits": bits, "activation_bits": bits},
+            "quantization": {"weight_bits": bits, "activation_bits": bits, **options.pop("quantization", {})},
             "method": {"name": "odm", "calibration_batches": 3, **options},
             "training": {"steps_per_epoch": 4, "epochs": 2, **(training or {})},
         },
@@ -86,6 +86,14 @@ def test_every_kernel_and_short_floats_train(way: str, kernel: str, tmp_path: Pa
     training = {"kernel": kernel, "precision": precision, "gradient_clip": 1.0, "ema": 0.9}
     trained = run(tmp_path / "run", place, training=training, **WAYS[way])
     assert trained.file is not None
+
+
+@pytest.mark.parametrize("cooperation", ["features", "parameters"])
+def test_a_network_whose_picture_is_rounded_trains(cooperation: str, tmp_path: Path, place: Place) -> None:
+    quantization = {"placement": "full", "rest": "float"}
+    trained = run(tmp_path / "run", place, cooperation=cooperation, quantization=quantization)
+    assert trained.finished
+    assert trained.file is None
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])

@@ -65,8 +65,8 @@ def rectified(shift: float) -> QuantizedNetwork:
     for name, quantizer in trained.activation_quantizers().items():
         if isinstance(quantizer, Offset) and name.endswith("body_1"):
             with torch.no_grad():
-                quantizer.shift.uniform_(-0.2, 0.1)
-                quantizer.shift[0] = shift
+                quantizer.shift_steps.uniform_(-0.2, 0.1).div_(quantizer.step())
+                quantizer.shift_steps[0] = shift / quantizer.step()
     return trained
 
 
@@ -86,17 +86,22 @@ def test_windows_behind_a_relu(shift: float) -> None:
     picture = noise(9, 8, seed=4)
     with torch.inference_mode():
         wanted = trained(tensor(picture))[0].permute(1, 2, 0).round().clamp(0, 255).numpy()
-    assert np.abs(reference.run(made, picture) - wanted).mean() < 0.1
+    assert np.abs(reference.run(made, picture) - wanted).max() <= 1
     assert np.array_equal(open_engine(deployed, "onnxruntime").run(picture), reference.run(made, picture))
 
 
-def test_info_tells_what_remains(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("offset_bits", "held"), [(None, "levels in 8 bit, factors in float32"), (4, "of 4 bit")])
+def test_info_tells_what_remains(offset_bits: int | None, held: str, tmp_path: Path) -> None:
     path = tmp_path / "offsets.safetensors"
-    for shifts, remains in ((True, True), (False, False)):
-        deployed = deploy(offset_network("edsr_x2", 2, shifts=shifts))
+    for shifts in (True, False):
+        deployed = deploy(offset_network("edsr_x2", 2, shifts=shifts, offset_bits=offset_bits))
         save_artefact(deployed, path)
-        told = dict(describe_model(deployed, path))["offsets"]
-        count = sum(lower(deployed).channel_limits().values())
-        assert (count > 0) == remains
-        tensors = f"{len(deployed.offsets())} tensors with levels or a factor per channel"
-        assert told == f"{tensors}; {count} limits per channel remain"
+        told, limits = dict(describe_model(deployed, path)), lower(deployed).channel_limits()
+        assert bool(limits) == shifts
+        tensors = f"{len(deployed.offsets())} tensors with levels or a factor per channel, {held}"
+        assert told["offsets"] == f"{tensors}; {sum(limits.values())} limits per channel remain"
+        listed = dict(part.split(" ") for part in told["limits"].split(", ")) if shifts else {}
+        assert {f"quantizers_{name}": count for name, count in listed.items()} == {
+            n: f"({c})" for n, c in limits.items()
+        }
+        assert set(listed) <= set(deployed.offsets())

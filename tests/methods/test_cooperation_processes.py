@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, distributed
 from torch.multiprocessing.spawn import spawn
 
-from srquant.methods.cooperation import Pull, Watch
+from srquant.methods.cooperation import Pull
+from srquant.methods.regularising import Watch
 from srquant.quantizers import compiled
 from srquant.quantizers.bounds import BoundsQuantizer
 

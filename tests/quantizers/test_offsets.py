@@ -32,7 +32,13 @@ from srquant.quantizers.offsets import (
     round_to_windows,
     window_starts,
 )
-from srquant.quantizers.straight_through import Gradient, fake_quantize_between, integer_grid
+from srquant.quantizers.straight_through import (
+    Gradient,
+    fake_quantize_between,
+    integer_grid,
+    pass_gradient,
+    round_straight_through,
+)
 from srquant.quantizers.structure import Structure
 from srquant.quantizers.weights import AsymmetricWeights
 
@@ -70,29 +76,33 @@ def test_without_a_shift_it_is_the_quantiser_of_bounds(ends: tuple[float, float]
 def test_a_shift_moves_the_window_by_whole_steps(bits: int):
     x, shift = values(), torch.tensor([0.0, 0.4, -0.7, 3.0, -5.1])
     scale, zero_point = integer_grid(LOWER, UPPER, bits)
-    steps = torch.round(-shift / scale)
+    steps = torch.tensor([0.0, 0, 1, -3, 5])
     moved = (steps * scale).view(1, -1, 1, 1)
     expected = fake_quantize_between(x - moved, LOWER, UPPER, bits) + moved
     torch.testing.assert_close(round_to_windows(x, LOWER, UPPER, shift, bits), expected)
     assert torch.equal(window_starts(shift, LOWER, UPPER, bits, None), steps - zero_point)
 
 
-def test_gradients_behind_a_shift_are_those_of_the_moved_window():
-    bits, x, shift = 3, values().requires_grad_(), torch.tensor([0.0, 0.4, -0.7, 1.3, -2.2]).requires_grad_()
-    lower, upper = LOWER.clone().requires_grad_(), UPPER.clone().requires_grad_()
-    scale, _ = integer_grid(lower, upper, bits)
-    moved = (torch.round(-shift.detach() / scale) * scale).view(1, -1, 1, 1)
-    out = round_to_windows(x, lower, upper, shift, bits)
-    low, high = lower.detach() + moved, upper.detach() + moved
-    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(9))
-    clipped = (x.detach() < low) | (x.detach() > high)
-    assert clipped.float().mean() > 0.1
-    residual = (out.detach() - x.detach().clamp(low, high)) / (upper - lower).detach()
-    by_x, by_lower, by_upper, by_shift = gradients(out, [x, lower, upper, shift])
-    torch.testing.assert_close(by_x, weight * ~clipped)
-    torch.testing.assert_close(by_upper, (weight * ((x.detach() > high) + residual)).sum().reshape(1))
-    torch.testing.assert_close(by_lower, (weight * (1.0 * (x.detach() < low) - residual)).sum().reshape(1))
-    torch.testing.assert_close(by_shift, -(weight * clipped).sum((0, 2, 3)))
+@pytest.mark.parametrize("gradient", ["official", "indicator"])
+def test_gradients_behind_a_shift_are_those_of_the_moved_window(gradient: Gradient):
+    """Against autograd, with straight-through rounding of codes and shift."""
+    bits, levels, made = 3, 7, []
+    for closed in (True, False):
+        x, shift = values().requires_grad_(), torch.tensor([0.0, 0.4, -0.7, 3.3, -4.2]).requires_grad_()
+        lower, upper = LOWER.clone().requires_grad_(), UPPER.clone().requires_grad_()
+        if closed:
+            out = round_to_windows(x, lower, upper, shift, bits, gradient=gradient)
+        else:
+            scale = (upper - lower) / levels
+            steps = round_straight_through(-shift).view(1, -1, 1, 1)
+            clipped = torch.maximum(torch.minimum(x, upper + steps * scale), lower + steps * scale)
+            out = round_straight_through(clipped / scale) * scale
+            if gradient == "indicator":
+                out = pass_gradient(clipped, out.detach())
+            assert (clipped != x).float().mean() > 0.1
+        made.append([out.detach(), *gradients(out, [x, lower, upper, shift])])
+    for one, other in zip(*made, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 def test_a_shift_beyond_its_steps_is_only_let_back():
@@ -101,10 +111,21 @@ def test_a_shift_beyond_its_steps_is_only_let_back():
         x = values().abs() * torch.tensor([1.0, 1, 1, -1, -1]).view(1, -1, 1, 1)
         out = round_to_windows(x * 100, LOWER, UPPER, shift, 2, offset_bits=3)
         (found,) = torch.autograd.grad((out * sign).sum(), shift)
-        free = torch.full((5,), -sign * 84)
+        free = torch.full((5,), -sign * 84) * integer_grid(LOWER, UPPER, 2)[0]
         held = (shift < -1) & (free > 0) | (shift > 1) & (free < 0)
         torch.testing.assert_close(found, free.masked_fill(held, 0))
         assert held.sum() == 2
+
+
+def test_shifts_are_free_of_the_range_of_values():
+    """They count in steps: the same move the windows of small values and of 256 times as large ones."""
+    made = []
+    for factor in (1.0, 256.0):
+        x, shift = values() * factor, torch.tensor([0.0, 0.4, -0.7, 3.3, -4.2]).requires_grad_()
+        out = round_to_windows(x, LOWER * factor, UPPER * factor, shift, 3)
+        made.append((out.detach() / factor, gradients(out, [shift])[0] / factor))
+    assert torch.equal(made[0][0], made[1][0])
+    torch.testing.assert_close(made[0][1], made[1][1])
 
 
 @given(
@@ -162,8 +183,7 @@ def test_offsets_are_deployed_as_they_were_trained(
     assert np.abs(wanted - plain).mean() > 0.1, "the offsets have to matter"
     deployed = deploy(trained)
     difference = np.abs(enlarge(deployed) - wanted)
-    # A value halfway between two codes may go either way, and spreads; borders are as the middle is.
-    assert difference.mean() < 0.1
+    assert difference.max() <= 1
     path = tmp_path / "offsets.safetensors"
     save_artefact(deployed, path)
     loaded = load_artefact(path)

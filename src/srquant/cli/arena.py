@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from srquant.cli import output
 from srquant.cli.training import AcceleratorOption, BudgetOption, check_limits
-from srquant.errors import unknown
+from srquant.errors import UserError, unknown
 
 
 def arena(
@@ -32,24 +33,33 @@ def arena(
 ) -> None:
     """Compare methods: the same float weights, pictures, placement and budget; one table, one plot."""
     check_limits(accelerator, time_budget)
-    from srquant.engines import ENGINES
+    started = time.monotonic()
+    from torch.cuda import is_available
+
+    from srquant.engines import ENGINES, installed_engines
     from srquant.evaluation.plots import check_plot
     from srquant.experiments import arena as plan
     from srquant.experiments.arena_begin import begin
-    from srquant.experiments.arena_report import cost_cells, notes, save_arena, score_cells
+    from srquant.experiments.arena_notes import notes
+    from srquant.experiments.arena_report import cost_cells, save_arena, score_cells
     from srquant.experiments.arena_ring import Ring
     from srquant.experiments.arena_runs import run_arena
     from srquant.experiments.arena_table import table
 
     if engine not in ("auto", *ENGINES):
         raise unknown("engine", engine, ("auto", *ENGINES))
+    if engine not in ("auto", *installed_engines()):
+        raise UserError(f"the engine '{engine}' is not installed; installed: {', '.join(installed_engines())}")
+    if accelerator == "cuda" and not is_available():
+        raise UserError("--accelerator cuda: PyTorch finds no CUDA device; allowed here: auto, cpu")
     check_plot("an arena")
     told = plan.open_arena(file, weights=weights, data=data or (), validation=validation)
     ring = Ring(told, target, tuple(benchmark or ()), engine)
-    begin(ring, resume=resume)
+    begin(ring, resume=resume, progress=output.Bars())
+    left = None if time_budget is None else max(time_budget - (time.monotonic() - started), 0.0)
     failed = False
     try:
-        for outcome in run_arena(ring, time_budget=time_budget, accelerator=accelerator, progress=output.Bars()):
+        for outcome in run_arena(ring, time_budget=left, accelerator=accelerator, progress=output.Bars()):
             failed |= outcome.status == "failed"
             output.pairs([(outcome.name, f"{outcome.status}: {outcome.message}")])
     except KeyboardInterrupt as interruption:
@@ -62,8 +72,8 @@ def arena(
     output.table("costs", *cost_cells(rows))
     output.pairs([("note", line) for line in notes(ring, rows)])
     output.pairs([("wrote", str(path)) for path in written])
-    left = sum(row.planned - len(row.results) for row in rows)
-    if left:
-        output.warn(f"{left} of {sum(row.planned for row in rows)} runs are not finished; go on with --resume")
+    missing = sum(row.planned - len(row.results) for row in rows)
+    if missing:
+        output.warn(f"{missing} of {sum(row.planned for row in rows)} runs are not finished; go on with --resume")
     if failed:
         raise typer.Exit(1)

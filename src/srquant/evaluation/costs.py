@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from srquant.evaluation.levels import level_counts
+from srquant.evaluation.levels import level_counts, noise_picture
 from srquant.networks import NETWORKS
 from srquant.networks.cost import convolution_macs, parameters
 from srquant.networks.info import SRNetwork
@@ -24,8 +24,6 @@ _FLOAT_BYTES = 4
 _OUTPUT = 720, 1280
 _ALIKE = 1e-4
 """Share of a channel's range: values of neighbouring levels of 8 bits are forty times as far apart."""
-_SIDE = 32
-"""Of the noise picture that levels are counted on, in low-resolution pixels."""
 
 
 def output_size(scale: int) -> tuple[int, int]:
@@ -36,8 +34,9 @@ def output_size(scale: int) -> tuple[int, int]:
 def bit_operations(model: SRNetwork | QuantizedNetwork, height: int, width: int) -> int:
     """BitOPs of all convolutions for one picture.
 
-    A convolution with float weights counts 32 bits for them, one that reads a float tensor 32 bits for that. Gates,
-    which multiply a few hundred numbers of pooled features, are not counted.
+    A convolution with float weights counts 32 bits for them, one that reads a float tensor 32 bits for that. A tensor
+    with offsets counts the bits of a channel's window, though convolutions read it as 8-bit codes. Gates, which
+    multiply a few hundred numbers of pooled features, are not counted, nor are limits per channel.
 
     Args:
         model: float, deployed, or a quantised network that can only be simulated.
@@ -97,11 +96,9 @@ def largest_levels(model: QuantizedNetwork) -> tuple[int, int]:
         activations.append(_most_levels(output[0]))
 
     hooks = [tensor.register_forward_hook(note) for tensor in tensors.values()]
-    random = torch.Generator().manual_seed(0)
-    picture = torch.randint(0, 256, (1, model.info.channels, _SIDE, _SIDE), generator=random).float()
     try:
         with torch.inference_mode():
-            model.eval()(picture)
+            model.eval()(noise_picture(model.info.channels))
     finally:
         for hook in hooks:
             hook.remove()

@@ -11,6 +11,7 @@ from srquant.networks import NETWORKS
 from srquant.networks.cost import halo, macs, parameters
 from srquant.networks.info import NetworkInfo, SRNetwork
 from srquant.quantizers import QuantizedNetwork
+from srquant.quantizers.offsets import ChannelQuantizer
 
 _HEIGHT, _WIDTH = 180, 320
 _LUMA = "luma (Y of full-range BT.601) through the network; Cb and Cr of a colour picture by bicubic"
@@ -111,10 +112,16 @@ def _gates(model: QuantizedNetwork) -> list[tuple[str, str]]:
 
 
 def _offsets(model: QuantizedNetwork) -> list[tuple[str, str]]:
-    """What offsets of channels leave to be computed, where there are any."""
-    names, limits = model.offsets(), lower(model).channel_limits() if model.offsets() else {}
-    text = f"{len(names)} tensors with levels or a factor per channel; {sum(limits.values())} limits per channel remain"
-    return [("offsets", text)] if names else []
+    """What offsets of channels are held in, and the tensors where they leave limits (how many of two)."""
+    tensors = [q for q in model.activation_quantizers().values() if isinstance(q, ChannelQuantizer)]
+    if not tensors:
+        return []
+    bits, limits = tensors[0].offset_bits, lower(model).channel_limits()
+    held = "levels in 8 bit, factors in float32" if bits is None else f"of {bits} bit"
+    remain = f"{sum(limits.values())} limits per channel remain"
+    told = [("offsets", f"{len(tensors)} tensors with levels or a factor per channel, {held}; {remain}")]
+    listed = ", ".join(f"{name.removeprefix('quantizers_')} ({count})" for name, count in limits.items())
+    return [*told, ("limits", listed)] if limits else told
 
 
 def _exported(model: ExportedFile) -> list[tuple[str, str]]:

@@ -7,6 +7,15 @@ import torch
 from srquant.quantizers import QuantizedNetwork
 from srquant.quantizers.offsets import ChannelQuantizer
 
+_SIDE = 32
+"""Of the noise picture, in low-resolution pixels."""
+
+
+def noise_picture(channels: int) -> torch.Tensor:
+    """Float32 [1, channels, 32, 32] of pixel values that reach many codes; the same ones always."""
+    random = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (1, channels, _SIDE, _SIDE), generator=random).float()
+
 
 def level_counts(network: QuantizedNetwork, picture: torch.Tensor | None = None) -> dict[str, int]:
     """How many different codes each tensor takes, and each weight in its richest output channel.
@@ -16,11 +25,10 @@ def level_counts(network: QuantizedNetwork, picture: torch.Tensor | None = None)
 
     Args:
         network: calibrated.
-        picture: float32 [1, C, H, W] with pixel values; by default a noise picture that reaches many codes.
+        picture: float32 [1, C, H, W] with pixel values; by default `noise_picture`.
     """
     if picture is None:
-        random = torch.Generator().manual_seed(0)
-        picture = torch.randint(0, 256, (1, network.info.channels, 32, 32), generator=random).float()
+        picture = noise_picture(network.info.channels)
     seen: dict[str, dict[int, set[float]]] = {}
     hooks = []
     for name, quantizer in network.activation_quantizers().items():

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from srquant.evaluation.costs import output_size
+from srquant.errors import UserError
 from srquant.evaluation.plots import check_plot
-from srquant.experiments.arena import FLOAT_BITS, steps
+from srquant.experiments.arena import FLOAT_BITS
+from srquant.experiments.arena_notes import notes
 from srquant.experiments.arena_ring import Ring
 from srquant.experiments.arena_table import SETS, Point, Row, Spread, curves, table
 from srquant.experiments.scoring import SIMULATION
-from srquant.files import atomic_path, sha256
-from srquant.metrics import Protocol
+from srquant.files import atomic_path
 
 REPORT_FILE = "table.md"
 TABLE_FILE = "table.csv"
@@ -44,16 +44,19 @@ def save_arena(ring: Ring) -> list[Path]:
         DATA_FILE: json.dumps(data(ring, rows), indent=1, allow_nan=False) + "\n",
         CURVES_FILE: _csv([*Point.__annotations__], [[*vars(point).values()] for point in points]),
     }
-    for name, text in texts.items():
-        with atomic_path(ring.folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    plot(ring, points, ring.folder / PLOT_FILE)
+    try:
+        for name, text in texts.items():
+            with atomic_path(ring.folder / name) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        plot(ring, points, ring.folder / PLOT_FILE)
+    except OSError as error:
+        raise UserError(f"cannot write the table in '{ring.folder}': {error.strerror}") from error
     return [ring.folder / name for name in (*texts, PLOT_FILE)]
 
 
 def score_cells(ring: Ring, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Columns and lines of what people see of the scores."""
-    sets = ring.sets()
+    sets = [one.name for one in ring.sets]
     columns = ["entry", "bits", "seeds", *(f"{name} {kind}" for name in sets for kind in ("PSNR", "SSIM"))]
     return [*columns, "validation", "scored by"], [_score_line(row, sets) for row in rows]
 
@@ -64,51 +67,12 @@ def cost_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     return columns, [_cost_line(row) for row in rows]
 
 
-def notes(ring: Ring, rows: Sequence[Row]) -> list[str]:
-    """What the numbers of the table hold for."""
-    info, arena = ring.network().info, ring.arena
-    assert arena.weights is not None
-    height, width = output_size(info.scale)
-    training, seeds = arena.training, arena.arena.seeds
-    protocols = dict.fromkeys([*(told for row in rows for told in row.protocols), str(Protocol.standard(info.scale))])
-    placements = dict.fromkeys(told for row in rows if not row.unequal for told in row.told_once("placement"))
-    lines = [
-        f"{info.name} x{info.scale}, float weights {sha256(Path(arena.weights))[:16]}",
-        f"budget {steps(training)} steps of {training.batch} patches of {training.patch}x{training.patch}, "
-        f"{training.precision}, seeds {', '.join(map(str, seeds))}; entries without gradient steps are calibrated, on "
-        "crops of the training pictures",
-        *(f"protocol {protocol}" for protocol in protocols),
-        *(f"placement {placement}" for placement in placements if placement != "float32"),
-        "scores are means over the seeds +- their sample standard deviation; validation is PSNR in dB of the state "
-        "that is scored, simulated in float32",
-        f"levels: the most that low-bit weights/activations take; BitOPs: MACs x weight bits x activation bits for "
-        f"{width}x{height} out; kB: packed weights",
-        "ms/step: median over the rows of the log of steps that learn, the first row and validations left out; peak "
-        "MB: most memory that training, validations included, held above what was held before, of the process or of "
-        "the CUDA device; both hold for the machine and its load",
-    ]
-    lines += [
-        f"{row.entry} at {row.bits} bit: levels counted per channel: {_tensors(row.largest('offset_tensors'))}"
-        for row in rows
-        if row.largest("offset_tensors")
-    ]
-    lines += [
-        f"{row.entry} at {row.bits} bit: {why}" for row in rows for why in row.told_once("simulated_because") if why
-    ]
-    lines += [
-        f"{row.entry} at {row.bits} bit is not on equal terms (*): {'; '.join(row.unequal)}"
-        for row in rows
-        if row.unequal
-    ]
-    return lines
-
-
 def markdown(ring: Ring, rows: Sequence[Row]) -> str:
     """The table as a page."""
     columns, lines = score_cells(ring, rows)
     more, costs = cost_cells(rows)
     page = [
-        f"# Arena: {ring.network().info.name} x{ring.network().info.scale}",
+        f"# Arena: {ring.info.name} x{ring.info.scale}",
         "",
         f"| {' | '.join([*columns, *more[2:]])} |",
         "|---" + "|---:" * (len(columns) + len(more) - 3) + "|",
@@ -127,9 +91,9 @@ def flat(ring: Ring, rows: Sequence[Row]) -> tuple[list[str], list[list[object]]
     for row in rows:
         told: dict[str, object] = {"entry": row.entry, "method": row.method, "bits": row.bits}
         told |= {"seeds": " ".join(map(str, row.seeds)), "seeds_planned": row.planned}
-        for name in ring.sets():
+        for one in ring.sets:
             for kind in SETS:
-                told |= _numbers(f"{name}_{kind}", getattr(row, kind).get(name))
+                told |= _numbers(f"{one.name}_{kind}", getattr(row, kind).get(one.name))
         told |= _numbers("validation_psnr", row.validation)
         for name in ("weight_levels", "activation_levels", "offset_tensors", "bit_operations", "storage_bytes"):
             told[name] = row.largest(name)
@@ -137,7 +101,9 @@ def flat(ring: Ring, rows: Sequence[Row]) -> tuple[list[str], list[list[object]]
         told |= dict(zip(("steps", "batch", "patch"), row.budget or (0, "", ""), strict=True))
         told["gradient_steps"] = row.largest("gradient_steps")
         told |= {"engine": " ".join(row.engines), "protocol": "; ".join(row.protocols)}
-        told |= {name: "; ".join(row.told_once(name)) for name in ("placement", "sha256")}
+        told |= {"kernel": row.kernel, "devices": "; ".join(row.devices())}
+        told |= {"placement": "; ".join(row.told_once("placement"))}
+        told["sha256"] = "; ".join(result.sha256 for result in row.results)
         lines.append({**told, "unequal": "; ".join(row.unequal)})
     return [*lines[0]], [["" if value is None else value for value in line.values()] for line in lines]
 
@@ -159,9 +125,13 @@ def data(ring: Ring, rows: Sequence[Row]) -> dict[str, Any]:
                 "budget": None
                 if row.budget is None
                 else dict(zip(("steps", "batch", "patch"), row.budget, strict=True)),
+                "kernel": row.kernel,
                 "protocols": list(row.protocols),
                 "unequal": list(row.unequal),
-                "results": [result.model_dump() for result in row.results],
+                "results": [
+                    {"seed": seed, **result.model_dump(mode="json")}
+                    for seed, result in zip(row.seeds or (None,), row.results, strict=False)
+                ],
             }
             for row in rows
         ],
@@ -234,10 +204,6 @@ def _cost_line(row: Row) -> list[str]:
         _scaled(row.median("step_ms"), 1, 1),
         _scaled(row.median("peak_megabytes"), 1, 0),
     ]
-
-
-def _tensors(count: int | None) -> str:
-    return f"{count} tensor{'s' * (count != 1)} with offsets"
 
 
 def _gradient_steps(row: Row) -> str:

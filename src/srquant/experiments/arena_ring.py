@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from srquant.config import Experiment
 from srquant.errors import UserError
-from srquant.experiments.arena import Arena, Contender
-from srquant.experiments.scoring import engine_of, find_score
+from srquant.experiments.arena import Arena, Contender, contenders
+from srquant.experiments.scoring import Benchmark, engine_of, find_score
 from srquant.experiments.starting import start_network
 from srquant.files import atomic_path
-from srquant.imaging import open_set
-from srquant.networks.info import SRNetwork
+from srquant.networks.info import NetworkInfo, SRNetwork
+from srquant.training import Validation
 
 RUNS_FOLDER = "runs"
 FAILURE_FILE = "failure.txt"
@@ -33,8 +34,10 @@ class Result(BaseModel):
         validation_psnr: of the state that is scored, in dB, simulated in float32.
         steps: of the training, those that only gather statistics included.
         gradient_steps: of them, those that learn.
-        step_ms: median milliseconds of a training step; None where nothing was timed.
-        peak_megabytes: held in training above what was held before; None where nothing was measured.
+        devices: that trained it: "cpu" or the name of a CUDA device; none where nothing was trained, or recorded.
+        step_ms: median milliseconds of a training step; None where nothing was timed, or on several devices.
+        peak_megabytes: held in training above what was held before; None where nothing was measured, or on several
+            devices.
         weight_levels: the most levels of low-bit weights in an output channel; None in float.
         activation_levels: the most levels of a low-bit tensor, of its richest channel where `offset_tensors` or the
             simulation have grids of channels; None in float.
@@ -51,6 +54,7 @@ class Result(BaseModel):
     validation_psnr: float
     steps: int = 0
     gradient_steps: int = 0
+    devices: tuple[str, ...] = ()
     step_ms: float | None = None
     peak_megabytes: float | None = None
     weight_levels: int | None = None
@@ -62,13 +66,16 @@ class Result(BaseModel):
 
 @dataclass(frozen=True)
 class Ring:
-    """An arena in its folder.
+    """An arena in its folder; what follows from its settings is found out once.
 
     Attributes:
         arena: what is compared.
         folder: where everything is kept.
-        benchmarks: sets to score on.
+        benchmarks: folders of the sets to score on.
         engine: what runs deployed networks; see `srquant.experiments.scoring.engine_of`.
+
+    Raises:
+        UserError: a set cannot be opened, or two have the same name.
     """
 
     arena: Arena
@@ -77,20 +84,52 @@ class Ring:
     engine: str = "auto"
 
     def __post_init__(self) -> None:
-        names = self.sets()
+        names = [one.name for one in self.sets]
         if len(set(names)) < len(names):
             raise UserError(f"two benchmark sets have the same name: {', '.join(names)}")
 
+    @cached_property
+    def sets(self) -> tuple[Benchmark, ...]:
+        """The benchmark sets."""
+        return tuple(Benchmark(folder) for folder in self.benchmarks)
+
+    @cached_property
+    def contenders(self) -> tuple[Contender, ...]:
+        """See `srquant.experiments.arena.contenders`."""
+        return tuple(contenders(self.arena))
+
+    @cached_property
+    def info(self) -> NetworkInfo:
+        """Of the float network.
+
+        Raises:
+            UserError: see `network`.
+        """
+        return self.network().info
+
     def network(self) -> SRNetwork:
-        """The float network that every contender starts from."""
+        """The float network that every contender starts from, anew at every call.
+
+        Raises:
+            UserError: the weights cannot be read, or are not those that the arena names.
+        """
         network = self.arena.network
         assert network is not None
         digest = self.arena.weights_sha256
         return start_network(Experiment(weights=self.arena.weights, weights_sha256=digest, network=network))
 
-    def sets(self) -> list[str]:
-        """Names of the benchmark sets."""
-        return [open_set(folder, 1).name for folder in self.benchmarks]
+    def validation(self, pictures: int | None = None) -> Validation:
+        """The validation pictures.
+
+        Args:
+            pictures: how many; by default as many as for all entries.
+
+        Raises:
+            UserError: see `srquant.training.Validation`.
+        """
+        data, count = self.arena.data, pictures or self.arena.training.validation_pictures
+        assert data.validation is not None
+        return Validation(Path(data.validation), self.info.scale, count, self.info.channels)
 
     def run(self, contender: Contender) -> Path:
         """The folder of a contender."""
@@ -108,14 +147,13 @@ class Ring:
         with atomic_path(self.run(contender) / _RESULT_FILE) as temporary:
             temporary.write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
-    def score(self, contender: Contender, result: Result, name: str) -> dict[str, Any] | None:
+    def score(self, contender: Contender, result: Result, one: Benchmark) -> dict[str, Any] | None:
         """The scores of a contender on a set, as `Evaluation.to_json` tells them; None where there are none yet.
 
         Raises:
             UserError: the set cannot be read.
         """
-        benchmark = dict(zip(self.sets(), self.benchmarks, strict=True))[name]
-        return find_score(self.run(contender), benchmark, result.sha256, self.engine_for(contender, result))
+        return find_score(self.run(contender), one, result.sha256, self.engine_for(contender, result))
 
     def engine_for(self, contender: Contender, result: Result) -> str:
         """What scores a contender."""
@@ -125,4 +163,4 @@ class Ring:
     def finished(self, contender: Contender) -> bool:
         """Whether nothing is left to do for a contender."""
         result = self.result(contender)
-        return result is not None and all(self.score(contender, result, name) for name in self.sets())
+        return result is not None and all(self.score(contender, result, one) for one in self.sets)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,12 @@ import torch
 from srquant.config import Experiment
 from srquant.errors import UserError
 from srquant.evaluation.costs import bit_operations, largest_levels, output_size, storage_bytes
-from srquant.evaluation.memory import peak_memory
-from srquant.experiments.arena import Arena, Contender, contenders, steps
+from srquant.experiments.arena import Contender, steps
 from srquant.experiments.arena_log import step_milliseconds
+from srquant.experiments.arena_memory import recorded_memory, training_memory
 from srquant.experiments.arena_ring import FAILURE_FILE, Result, Ring
 from srquant.experiments.queue import Outcome
 from srquant.experiments.scoring import score
-from srquant.experiments.starting import make_objective
 from srquant.experiments.training import ARTEFACT_FILE, CONFIG_FILE, Trained, train
 from srquant.files import atomic_path, sha256
 from srquant.jobs import quantize
@@ -28,10 +27,12 @@ from srquant.networks.info import SRNetwork
 from srquant.progress import Progress, Silent
 from srquant.quantizers import QuantizedNetwork, save_artefact
 from srquant.quantizers.artefact import is_artefact, load_artefact
-from srquant.training import Validation, load_checkpoint
+from srquant.training import load_checkpoint
 from srquant.training.objective import PixelUnits
+from srquant.training.session import own_folder
 
-_PEAK_FILE = "peak_memory.json"
+_NOT_FINITE = re.compile("not (a )?finite")
+"""In the words of a training that failed by itself."""
 
 
 def run_arena(
@@ -40,7 +41,7 @@ def run_arena(
     """Do what is not done yet: train or go on training, calibrate, measure, score.
 
     Whatever happens in between, killing included, the next call goes on where this one was. All entries are done with
-    the first seed before any is done with the second.
+    the first seed before any is done with the second. Nothing else is begun where the float network cannot be scored.
 
     Args:
         ring: an arena that `begin` took a folder for.
@@ -52,37 +53,24 @@ def run_arena(
         How each contender that was not finished before came out, until the time is over.
 
     Raises:
-        UserError: the weights cannot be used, or an entry cannot be trained on this network at these bits.
+        UserError: another process works on the arena.
     """
     end = None if time_budget is None else time.monotonic() + time_budget
-    left = [contender for contender in contenders(ring.arena) if not ring.finished(contender)]
+    left = [contender for contender in ring.contenders if not ring.finished(contender)]
     if not left:
         return
     network, shown = ring.network(), progress or Silent()
-    _check_all(left, network)
-    for number, contender in enumerate(left):
-        if number and end is not None and time.monotonic() >= end:
-            return
-        try:
-            outcome = _sitting(ring, contender, network, end, accelerator, shown)
-        except (UserError, RuntimeError, OSError, MemoryError) as error:
-            outcome = Outcome(contender.run, "failed", " ".join(str(error).split()) or type(error).__name__)
-        yield outcome
-        if outcome.status == "out of time":
-            return
-
-
-def _check_all(left: Sequence[Contender], network: SRNetwork) -> None:
-    """Refuse a mistake in the last entry before the first one is trained."""
-    seen: set[tuple[str, int]] = set()
-    for contender in left:
-        if contender.experiment is None or (contender.entry, contender.bits) in seen:
-            continue
-        seen.add((contender.entry, contender.bits))
-        try:
-            make_objective(contender.experiment, network)
-        except UserError as error:
-            raise UserError(f"entry '{contender.entry}' at {contender.bits} bit: {error}") from error
+    with own_folder(ring.folder):
+        for number, contender in enumerate(left):
+            if number and end is not None and time.monotonic() >= end:
+                return
+            try:
+                outcome = _sitting(ring, contender, network, end, accelerator, shown)
+            except (UserError, RuntimeError, OSError, MemoryError) as error:
+                outcome = Outcome(contender.run, "failed", " ".join(str(error).split()) or type(error).__name__)
+            yield outcome
+            if outcome.status == "out of time" or (outcome.status == "failed" and contender.quantization is None):
+                return
 
 
 def _sitting(
@@ -97,13 +85,13 @@ def _sitting(
         result = _result(ring, contender, trained, network)
         ring.save_result(contender, result)
     began = False
-    for number, (name, folder) in enumerate(zip(ring.sets(), ring.benchmarks, strict=True)):
-        if ring.score(contender, result, name) is not None:
+    for number, one in enumerate(ring.sets):
+        if ring.score(contender, result, one) is not None:
             continue
         if began and end is not None and time.monotonic() >= end:
-            return Outcome(contender.run, "out of time", f"scored on {number} of {len(ring.benchmarks)} sets")
+            return Outcome(contender.run, "out of time", f"scored on {number} of {len(ring.sets)} sets")
         began = True
-        score(trained, folder, ring.engine, progress)
+        score(trained, one.folder, ring.engine, progress)
     engine = ring.engine_for(contender, result)
     return Outcome(contender.run, "finished", f"validation {result.validation_psnr:.3f} dB, on {engine}")
 
@@ -119,25 +107,24 @@ def _trained(
     if contender.quantization is None:
         assert ring.arena.weights is not None
         weights = Path(ring.arena.weights)
-        score = _validation(ring.arena, network).score(PixelUnits(network), torch.device("cpu"))
+        score = ring.validation().score(PixelUnits(network), torch.device("cpu"))
         return Trained(folder, True, 0, 0, score, network, weights, sha256=sha256(weights))
     file = folder / ARTEFACT_FILE
     if not file.exists() or not is_artefact(file):
         how, crops = contender.quantization, contender.calibration
         save_artefact(quantize(network, ring.arena.data.train, how, crops, progress=progress), file)
     model = load_artefact(file)
-    score = _validation(ring.arena, network).score(model, torch.device("cpu"))
+    score = ring.validation().score(model, torch.device("cpu"))
     return Trained(folder, True, 0, 0, score, model, file, sha256=sha256(file))
 
 
 def _train(folder: Path, experiment: Experiment, end: float | None, accelerator: str, progress: Progress) -> Trained:
-    """Train, and keep the most memory that a sitting held, or what it failed of."""
+    """Train, and note what a loss that is no number said; it would be none the next time, too."""
     failure = folder / FAILURE_FILE
     failure.unlink(missing_ok=True)
-    cuda = accelerator != "cpu" and torch.cuda.is_available()
     try:
-        with peak_memory(cuda=cuda) as peak:
-            trained = train(
+        with training_memory(folder, accelerator):
+            return train(
                 experiment,
                 folder,
                 resume=(folder / CONFIG_FILE).exists(),
@@ -145,29 +132,11 @@ def _train(folder: Path, experiment: Experiment, end: float | None, accelerator:
                 time_budget=None if end is None else max(end - time.monotonic(), 0.0),
                 progress=progress,
             )
-    except (UserError, RuntimeError, OSError, MemoryError) as error:
-        if (folder / CONFIG_FILE).exists():
+    except (UserError, RuntimeError) as error:
+        if _NOT_FINITE.search(str(error)):
             with suppress(OSError, UserError), atomic_path(failure) as temporary:
                 temporary.write_text(f"{error}\n", encoding="utf-8")
         raise
-    if peak.megabytes is not None:
-        before = _peak(folder)
-        with atomic_path(folder / _PEAK_FILE) as temporary:
-            temporary.write_text(json.dumps({"megabytes": max(peak.megabytes, before or 0.0)}) + "\n")
-    return trained
-
-
-def _peak(folder: Path) -> float | None:
-    try:
-        return float(json.loads((folder / _PEAK_FILE).read_text())["megabytes"])
-    except (OSError, ValueError):
-        return None
-
-
-def _validation(arena: Arena, network: SRNetwork) -> Validation:
-    assert arena.data.validation is not None
-    info, count = network.info, arena.training.validation_pictures
-    return Validation(Path(arena.data.validation), info.scale, count, info.channels)
 
 
 def _result(ring: Ring, contender: Contender, trained: Trained, network: SRNetwork) -> Result:
@@ -196,13 +165,11 @@ def _result(ring: Ring, contender: Contender, trained: Trained, network: SRNetwo
     experiment = contender.experiment
     if experiment is not None:
         training, folder = experiment.training, ring.run(contender)
-        every, learnt = steps(training), _gradient_steps(folder)
-        told |= {
-            "steps": every,
-            "gradient_steps": learnt,
-            "step_ms": step_milliseconds(folder, training.batch, behind=every - learnt),
-            "peak_megabytes": _peak(folder),
-        }
+        every, learnt, peaks = steps(training), _gradient_steps(folder), recorded_memory(folder)
+        told |= {"steps": every, "gradient_steps": learnt, "devices": tuple(filter(None, peaks))}
+        if len(peaks) <= 1:  # neither times nor memory of two devices make one number
+            told["step_ms"] = step_milliseconds(folder, training.batch, behind=every - learnt)
+            told["peak_megabytes"] = next(iter(peaks.values()), None)
     return Result(**told)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean, median, stdev
 from typing import Any
 
-from srquant.experiments.arena import Contender, contenders
+from srquant.experiments.arena import Contender
 from srquant.experiments.arena_log import validation_curve
 from srquant.experiments.arena_ring import Result, Ring
 
@@ -47,6 +47,7 @@ class Row:
         results: of the seeds.
         engines: what the scores were computed by; "simulate" is no integer engine.
         budget: steps, batch and patch; None where nothing is trained.
+        kernel: how quantised layers computed in training; None where nothing is trained.
         protocols: of the scores.
         unequal: what differs from the common terms.
     """
@@ -62,11 +63,14 @@ class Row:
     results: tuple[Result, ...]
     engines: tuple[str, ...]
     budget: tuple[int, int, int] | None
+    kernel: str | None
     protocols: tuple[str, ...]
     unequal: tuple[str, ...]
 
     def median(self, name: str) -> float | None:
-        """The median over the seeds of a measured quantity of `Result`."""
+        """The median over the seeds of a measured quantity of `Result`; None where devices differ."""
+        if len({device for result in self.results for device in result.devices}) > 1:
+            return None
         values = [value for value in (getattr(result, name) for result in self.results) if value is not None]
         return median(values) if values else None
 
@@ -77,6 +81,12 @@ class Row:
     def told_once(self, name: str) -> tuple[Any, ...]:
         """The different values of a quantity of `Result`."""
         return tuple(dict.fromkeys(getattr(result, name) for result in self.results))
+
+    def devices(self) -> tuple[str, ...]:
+        """What trained the seeds; "a, then b" for a run on two devices, "not recorded" of an earlier srquant."""
+        if self.kernel is None:
+            return ()
+        return tuple(", then ".join(told) or "not recorded" for told in self.told_once("devices"))
 
 
 @dataclass(frozen=True)
@@ -95,7 +105,7 @@ class Point:
 def table(ring: Ring) -> list[Row]:
     """The rows: the float network, then by bits, the best on the first set (or in validation) first."""
     groups: dict[tuple[int, str], list[Contender]] = {}
-    for contender in contenders(ring.arena):
+    for contender in ring.contenders:
         groups.setdefault((contender.bits, contender.entry), []).append(contender)
     rows = [_row(ring, group) for group in groups.values()]
     widths = [rows[0].bits, *ring.arena.arena.bits]
@@ -105,7 +115,7 @@ def table(ring: Ring) -> list[Row]:
 def curves(ring: Ring) -> list[Point]:
     """Validation along the way; what is not trained has a single point, at step 0."""
     found: dict[tuple[int, str, int], list[float]] = {}
-    for contender in contenders(ring.arena):
+    for contender in ring.contenders:
         for step, value in _curve(ring, contender):
             found.setdefault((contender.bits, contender.entry, step), []).append(value)
     return [Point(*key, len(values), fmean(values), min(values), max(values)) for key, values in found.items()]
@@ -120,7 +130,7 @@ def _curve(ring: Ring, contender: Contender) -> Iterable[tuple[int, float]]:
 
 def _row(ring: Ring, group: Sequence[Contender]) -> Row:
     done = [(contender, result) for contender, result in _done(ring, group)]
-    scores = {name: [ring.score(*pair, name) for pair in done] for name in ring.sets()}
+    scores = {one.name: [ring.score(*pair, one) for pair in done] for one in ring.sets}
     means = {
         kind: {
             name: Spread.of([float(one["datasets"][name][kind]) for one in told if one])
@@ -143,6 +153,7 @@ def _row(ring: Ring, group: Sequence[Contender]) -> Row:
         results=tuple(result for _, result in done),
         engines=tuple(dict.fromkeys(ring.engine_for(*pair) for pair in done)),
         budget=budget,
+        kernel=None if training is None else training.kernel,
         protocols=tuple(dict.fromkeys(one["protocol"] for told in scores.values() for one in told if one)),
         unequal=first.unequal,
     )
@@ -156,6 +167,5 @@ def _done(ring: Ring, group: Sequence[Contender]) -> Iterator[tuple[Contender, R
 
 
 def _rank(ring: Ring, row: Row) -> float:
-    sets = ring.sets()
-    spread = row.psnr.get(sets[0]) if sets else row.validation
+    spread = row.psnr.get(ring.sets[0].name) if ring.sets else row.validation
     return -math.inf if spread is None else spread.mean

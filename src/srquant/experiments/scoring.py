@@ -26,6 +26,37 @@ SIMULATION = "simulate"
 """The engine of networks that cannot run as integers; the table names it, too."""
 
 
+class Benchmark:
+    """A benchmark set that scores are kept of; its folder is looked at once for each scale.
+
+    Args:
+        folder: see `srquant.imaging.open_set`.
+
+    Raises:
+        UserError: the set cannot be opened.
+
+    Attributes:
+        folder: as given.
+        name: of the set, and of the file of its scores.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.name = folder, open_set(folder, 1).name
+        self._digests: dict[int, str] = {}
+
+    def digest(self, scale: int) -> str:
+        """Of the HR pictures, and of the LR ones where they are not made from HR.
+
+        Raises:
+            UserError: the set has no such pairs.
+        """
+        if scale not in self._digests:
+            pairs = open_set(self.folder, scale).pairs
+            partners = [pair.lr for pair in pairs if pair.lr is not None]
+            self._digests[scale] = pictures_digest([*(pair.hr for pair in pairs), *partners])
+        return self._digests[scale]
+
+
 def engine_of(engine: str, *, quantized: bool, simulated: bool) -> str:
     """What runs a trained network: PyTorch a float one, `engine` a deployed one, the simulation any other.
 
@@ -59,10 +90,10 @@ def score(trained: Trained, benchmark: Path, engine: str, progress: Progress) ->
         UserError: the set cannot be read, or the engine cannot run the network.
     """
     assert trained.model is not None
-    runner = open_engine(trained.model, _engine(trained, engine))
-    pictures = _set_digest(benchmark, _info(trained).scale)
+    runner, opened = open_engine(trained.model, _engine(trained, engine)), Benchmark(benchmark)
+    pictures = opened.digest(_info(trained).scale)
     told = {**evaluate_engine(runner, [benchmark], _facts(trained), progress).to_json(), "pictures": pictures}
-    path = _path(trained.folder, benchmark)
+    path = _path(trained.folder, opened)
     path.parent.mkdir(exist_ok=True)
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(told, indent=2, allow_nan=False) + "\n", encoding="utf-8")
@@ -75,15 +106,15 @@ def kept_score(trained: Trained, benchmark: Path, engine: str) -> dict[str, Any]
     Raises:
         UserError: the set cannot be read.
     """
-    return find_score(trained.folder, benchmark, trained.sha256, _engine(trained, engine))
+    return find_score(trained.folder, Benchmark(benchmark), trained.sha256, _engine(trained, engine))
 
 
-def find_score(folder: Path, benchmark: Path, sha256: str | None, engine: str) -> dict[str, Any] | None:
+def find_score(folder: Path, benchmark: Benchmark, sha256: str | None, engine: str) -> dict[str, Any] | None:
     """What `score` kept in the folder of a run; None where there is nothing of this network, engine and pictures.
 
     Args:
         folder: of the run.
-        benchmark: see `srquant.imaging.open_set`.
+        benchmark: the set.
         sha256: of the network.
         engine: that `engine_of` names.
 
@@ -95,7 +126,7 @@ def find_score(folder: Path, benchmark: Path, sha256: str | None, engine: str) -
         known, scale = (told["sha256"], told["engine"], told["pictures"]), told["scale"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return told if known == (sha256, engine, _set_digest(benchmark, scale)) else None
+    return told if known == (sha256, engine, benchmark.digest(scale)) else None
 
 
 def pictures_digest(files: Iterable[Path]) -> str:
@@ -104,14 +135,8 @@ def pictures_digest(files: Iterable[Path]) -> str:
     return hashlib.sha256("\n".join(listing).encode(errors="surrogateescape")).hexdigest()
 
 
-def _set_digest(benchmark: Path, scale: int) -> str:
-    """Of the HR pictures and of the LR ones, where they are not made from HR."""
-    pairs = open_set(benchmark, scale).pairs
-    return pictures_digest([*(pair.hr for pair in pairs), *(pair.lr for pair in pairs if pair.lr is not None)])
-
-
-def _path(folder: Path, benchmark: Path) -> Path:
-    return folder / SCORES_FOLDER / f"{open_set(benchmark, 1).name}.json"
+def _path(folder: Path, benchmark: Benchmark) -> Path:
+    return folder / SCORES_FOLDER / f"{benchmark.name}.json"
 
 
 def _engine(trained: Trained, engine: str) -> str:

@@ -13,9 +13,9 @@ from torch import nn
 
 from srquant.config import DataConfig, Experiment, build
 from srquant.errors import UserError
+from srquant.experiments.pictures import refuse_shared, set_pictures, training_pictures
 from srquant.experiments.starting import check, make_objective, sha256_of_weights, start_network
 from srquant.files import sha256
-from srquant.imaging import find_pictures
 from srquant.networks.info import SRNetwork
 from srquant.networks.loading import save_network
 from srquant.presets import open_experiment
@@ -104,12 +104,11 @@ def train(
     network = start_network(experiment)
     objective = make_objective(experiment, network)
     scale, channels, config = network.info.scale, network.info.channels, experiment.training
-    folders = [Path(place) for place in experiment.data.train]
-    pictures = TrainingData(folders, scale, config, channels=channels, progress=progress)
-    judge = experiment.data.validation
+    folders, judge = [Path(place) for place in experiment.data.train], experiment.data.validation
     held_back = None if judge is None else Validation(Path(judge), scale, config.validation_pictures, channels)
     if judge is not None:
-        _refuse_same_pictures(experiment.data.train, judge)
+        refuse_shared("validation", set_pictures(judge), "training", training_pictures(folders))
+    pictures = TrainingData(folders, scale, config, channels=channels, progress=progress)
     if not begun and not _follows():
         _write_settings(folder, experiment)
     try:
@@ -134,18 +133,6 @@ def train(
     if not result.finished:
         return Trained(folder, False, result.step, steps, result.best)
     return _result(network, objective, folder, steps, result.best)
-
-
-def _refuse_same_pictures(train: Sequence[str], validation: str) -> None:
-    """A state chosen on pictures that it was trained on is no choice.
-
-    Raises:
-        UserError: a validation picture lies among the training pictures.
-    """
-    seen = {path.resolve() for folder in train for path in find_pictures(Path(folder))}
-    both = [path for path in find_pictures(Path(validation)) if path.resolve() in seen]
-    if both:
-        raise UserError(f"the validation picture '{both[0]}' is a training picture too; name a folder of its own")
 
 
 def _changed(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -9,14 +12,17 @@ from srquant.methods.passing import PassingBounds
 from srquant.methods.processes import joined
 from srquant.quantizers.bounds import percentiles
 from srquant.quantizers.kernels import SMALLEST_RANGE
+from srquant.quantizers.network import QuantizedNetwork
 from srquant.quantizers.straight_through import Gradient, GridKind, pass_gradient, round_straight_through
 
 
 class AveragedBounds(PassingBounds):
     """Trained bounds that start at percentiles averaged over batches.
 
+    Where several tensors share one quantiser (the parts of a concatenation), the percentiles of each are averaged.
+
     Attributes:
-        batches: int64 [], averaged so far.
+        batches: int64 [], averaged so far, each tensor's by itself.
         measures: whether batches are averaged now.
     """
 
@@ -58,3 +64,16 @@ class AveragedBounds(PassingBounds):
         for bound, new in ((self.lower, lower), (self.upper, upper)):
             bound.copy_(torch.where(self.batches == 1, new, bound + (new - bound) / self.batches))
         self.initialised.fill_(True)
+
+
+@contextmanager
+def averaging(network: QuantizedNetwork) -> Iterator[None]:
+    """Quantisers with averaged bounds average what they see inside the block."""
+    found = [q for q in network.activation_quantizers().values() if isinstance(q, AveragedBounds)]
+    try:
+        for quantizer in found:
+            quantizer.measures = True
+        yield
+    finally:
+        for quantizer in found:
+            quantizer.measures = False

@@ -17,11 +17,11 @@ from srquant.errors import UserError
 from srquant.methods.losses import knowledge_transfer_loss
 from srquant.methods.passing import PassingBounds
 from srquant.networks.info import SRNetwork
+from srquant.quantizers.folding import PICTURE_PEAK
 from srquant.quantizers.layers import ActivationQuantizer, QuantConv2d
 from srquant.quantizers.network import QuantizedNetwork
 from srquant.quantizers.weights import SymmetricWeights, WeightQuantizer
 
-_PICTURE_PEAK = 255.0
 _REST_LEVELS = 255
 
 
@@ -34,7 +34,10 @@ class MethodConfig(BaseModel):
         default=0.0, ge=0, allow_inf_nan=False, description="of the knowledge transfer (SKT) loss; needs a teacher"
     )
     bounds_learning_rate: float = Field(
-        default=1e-2, gt=0, allow_inf_nan=False, description="of the low-bit activation ranges, at the start"
+        default=1e-2,
+        gt=0,
+        allow_inf_nan=False,
+        description="of the low-bit activation ranges, in the network's own values (0..1 or 0..255), at the start",
     )
 
 
@@ -148,7 +151,7 @@ class QuantizedObjective(nn.Module):
             output = self.network(low)
         teacher = self._teacher[0].to(low.device)
         with torch.no_grad(), input_of(teacher.get_submodule(tail)) as wanted:
-            teacher(low * (teacher.info.peak / _PICTURE_PEAK))
+            teacher(low * (teacher.info.peak / PICTURE_PEAK))
         transfer = knowledge_transfer_loss(student[0], wanted[0])
         return {"l1": functional.l1_loss(output.float(), high), "skt": self.config.skt_weight * transfer}
 

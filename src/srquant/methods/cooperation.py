@@ -18,7 +18,9 @@ parameters, all of them. What the paper calls gradient is read in two ways:
 
 - Of parameters (`combined`): two backward passes, g and r are those of each parameter.
 - Of features (`Pull`): one backward pass. Where X is computed, g is what comes back to it, the accepted terms of
-  later layers included, and `share * r` is added. Under the gate "none" both are the same.
+  later layers included, and `share * r` is added.
+
+These are two rules, not two ways to compute one: parameters get the same from both only under the gate "none".
 
 A trap of features: a clipped element that nobody but its quantiser reads has g = 0. The element-wise sign gate never
 lets the term act there, where the mismatch is largest; the element-wise cosine gives it half, one share for each tensor
@@ -30,15 +32,14 @@ With several processes the norm of the mismatch and the products are those of th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, distributed, nn
 
 from srquant.quantizers import compiled
-from srquant.quantizers.bounds import BoundsQuantizer
-from srquant.quantizers.kernels import Ranges, integer_ranges
+from srquant.quantizers.kernels import SMALLEST_RANGE, Ranges
 
 Regulariser = Literal["mismatch", "variance", "channel_means", "channel_stds"]
 Gate = Literal["cosine", "sign", "none"]
@@ -53,7 +54,7 @@ _SMALLEST = 1e-20
 def mismatch(values: Tensor, rounded: Tensor) -> tuple[Tensor, Tensor]:
     """`||values - rounded||_2`, [], and its gradient by the values; both of one shape, float32."""
     difference = values - rounded
-    norm = _joined_norm(difference.square().sum())
+    norm = joined_norm(difference.square().sum())
     return norm, difference.mul_(_processes() / norm.clamp(min=_SMALLEST))
 
 
@@ -138,7 +139,13 @@ def element_share(gate: Gate, grad: Tensor, extra: Tensor) -> Tensor:
     return agreement.sign_().add_(1).mul_(0.5) if gate == "cosine" else torch.ones_like(extra)
 
 
-def gradient_norm(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
+def weight_of_share(share: float, loss: Tensor, regulariser: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
+    """The weight, [], with which a regulariser's gradient is `share` times as long as the loss's; keeps the graphs."""
+    first, second = (_gradient_norm(part, parameters) for part in (loss, regulariser))
+    return share * first / second.clamp(min=SMALLEST_RANGE)
+
+
+def _gradient_norm(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
     """The length of the gradient of the joined batch, [], up to a factor; keeps the graph."""
     found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
     return torch.linalg.vector_norm(_joined_sum(torch.cat([g.flatten().float() for g in found if g is not None])))
@@ -190,72 +197,6 @@ class Pull:
         return compiled.with_mismatch(grad, values, ranges, factor * counts)
 
 
-@dataclass(eq=False)
-class Watch:
-    """Takes the regulariser of whatever a quantiser is about to round; see `BoundsQuantizer.watch`.
-
-    Attributes:
-        kind: the regulariser.
-        detached: whether rounded values are constants in the mismatch; otherwise they have the quantiser's gradient.
-        pull: how the gradient is added when a backward pass comes by; None: `terms` are to be differentiated.
-        terms: the regulariser of every tensor seen, [] each, unweighted.
-    """
-
-    kind: Regulariser
-    detached: bool
-    pull: Pull | None
-    terms: list[Tensor] = field(default_factory=list)
-
-    def __call__(self, quantizer: BoundsQuantizer, values: Tensor, bounds: tuple[Tensor, Tensor]) -> None:
-        """Note the regulariser of values, [N,C,H,W]; with a `pull`, hook on the gradient that all readers send them."""
-        lower, upper = (bound.detach() for bound in bounds)
-        seen, pull = values.detach(), self.pull  # a hook that held the values themselves would keep them for ever
-        if pull is not None and self._can_be_compiled(quantizer, lower):
-            ranges = integer_ranges(seen, lower, upper, quantizer.bits)
-            norm = _joined_norm(compiled.squared_mismatch(seen, ranges))
-            self.terms.append(norm)
-            values.register_hook(lambda grad: pull.add_mismatch(grad, seen, ranges, norm))
-            return
-        term, gradient = self._of(quantizer, seen, lower, upper)
-        self.terms.append(_Term.apply(values, term, gradient) if pull is None else term)
-        if pull is not None:
-            values.register_hook(lambda grad: pull.add(grad, gradient))
-
-    def _can_be_compiled(self, quantizer: BoundsQuantizer, lower: Tensor) -> bool:
-        plain = self.kind == "mismatch" and self.detached and quantizer.plain
-        return plain and quantizer.kernel == "compiled" and quantizer.grid_kind == "integer" and lower.numel() == 1
-
-    @torch.no_grad()
-    def _of(self, quantizer: BoundsQuantizer, values: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """The regulariser of a tensor, [], and its gradient, both float32."""
-        values = values.float()
-        if self.kind != "mismatch":
-            return REGULARISERS[self.kind](values)
-        if self.detached:
-            return mismatch(values, quantizer.round(values, lower, upper))
-        with torch.enable_grad():
-            leaf = values.clone().requires_grad_()
-            rounded = quantizer.round(leaf, lower, upper)
-            (passed,) = torch.autograd.grad(rounded.sum(), leaf)
-        term, gradient = mismatch(values, rounded.detach())
-        return term, gradient * (1 - passed)
-
-
-class _Term(torch.autograd.Function):
-    """A known value with a known gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, term: Tensor, gradient: Tensor) -> Tensor:
-        ctx.save_for_backward(gradient)
-        ctx.dtype = values.dtype
-        return term.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        (gradient,) = ctx.saved_tensors
-        return (grads[0] * gradient).to(ctx.dtype), None, None
-
-
 # --- several processes --------------------------------------------------------------------------------------------
 
 
@@ -271,5 +212,6 @@ def _joined_sum(values: Tensor) -> Tensor:
     return values
 
 
-def _joined_norm(square: Tensor) -> Tensor:
+def joined_norm(square: Tensor) -> Tensor:
+    """The root of the sum over all processes, [], of squared lengths, []."""
     return _joined_sum(square).sqrt()

@@ -9,33 +9,42 @@ code. Version 2, with b bits and n = 2^b - 1, every layer's input X between trai
     theta <- theta - rate * (dL1 + lambda * sim * dM);  sim = (cos(dL1, dM) + 1)/2;  lambda = 1e-5 (RDN 1e-6)
 
 The bounds start at the averages of the 1st and 99th percentiles over training batches; they and gamma have ten times
-the learning rate. Version 1 has no weight clipping correction, regularises the standard deviation of X, and takes the
-regulariser's gradient only where its sign is that of the reconstruction's:
+the learning rate. Rates of ranges are in the network's own values, as in public codes: where white is 1
+(`NetworkInfo.peak`), ranges move 255 times as fast, for their size, as in 0..255. M is no mean, so lambda belongs to
+batches of 8 and to networks in 0..255; where white is 1, M counts 255 times. Version 1 has no weight clipping
+correction, regularises the standard deviation of X, and takes the regulariser's gradient only where its sign is that of
+the reconstruction's:
 
     regulariser = "variance", regulariser_share = 0.05, gate = "sign", granularity = "element", weight_clipping = "max",
     offsets = "both"
 
-What the paper leaves open is an option; the regulariser is told in `srquant.methods.cooperation`:
+The paper leaves much open. Options (the regulariser's are told in `srquant.methods.cooperation`):
 
-- `calibration_batches`: 100 batches, but no more than those of the first epoch, in which nothing is rounded and nothing
-  learned; the bounds are plain averages.
-- `clip_rule`: f is the percentile of |W|; of W itself, or the largest |W|. f(W) is a constant to the gradient of W.
+- `calibration_batches`: 100, but no more than the first epoch has; in them nothing is rounded and nothing learned.
+- `clip_rule`: f is the percentile of |W|; of W itself, or the largest |W|.
 - `weight_clipping`: for the paper's ablation also without gamma ("percentile", "max") or with u_w trained ("learned").
 - `offsets` of version 1 are told in `srquant.methods.offsets`; they go with either regulariser.
+- `cooperation`: gradients of parameters, in two passes. "features" is another reading, in one pass.
 - `granularity`: one cosine for each parameter tensor.
 - `mismatch_gradient`: q(X) is a constant in M; "straight-through" moves nothing but clipped values.
 - `regulariser_share`: version 1 tells no lambda; it is then chosen in the first step that learns.
-- The regulariser moves weights, biases, slopes and normalisation, never ranges and gammas. With
-  `cooperation = "features"` what lies behind a regularised tensor cannot be told apart, so ranges move, too.
 
-Deviations: `grid` "integer" has a whole zero point, so that it can be deployed ["official": the formula above]; M sums
-over the inputs of the low-bit convolutions; at 8 bit weights are symmetric per tensor.
+Decided without an option:
+
+- M sums over the rounded inputs of low-bit convolutions, not over skips and outputs of blocks, rounded or not.
+- f(W) is a constant to the gradient of W, and bounds start at plain averages.
+- The regulariser moves weights, biases, slopes and normalisation, never ranges, gammas and offsets. With
+  `cooperation = "features"` what lies behind a regularised tensor cannot be told apart, so these move, too.
+- Tensors with offsets are chosen by measures of our own, and scales are trained through their logarithms.
+
+Deviations: `grid` "integer" has a whole zero point, so that it can be deployed ["official": the formula above]; at 8
+bit weights are symmetric per tensor. RDN has 128 low-bit convolutions under the placement `daq`, while the storage that
+the paper tells comes to 144, with the 16 local fusions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -45,16 +54,22 @@ from torch import Tensor, nn
 from srquant.config import TrainingConfig
 from srquant.errors import UserError
 from srquant.methods import cooperation
-from srquant.methods.averaged import AveragedBounds
+from srquant.methods.averaged import AveragedBounds, averaging
 from srquant.methods.base import QuantizedObjective
-from srquant.methods.cooperation import Granularity, Regulariser
 from srquant.methods.flags import Flags
-from srquant.methods.offsets import OffsetBounds, OffsetConfig, check_offsets, choose_offsets
+from srquant.methods.offsets import (
+    OffsetBounds,
+    OffsetConfig,
+    check_offsets,
+    choose_offsets,
+    offset_parameters,
+    shiftable,
+)
 from srquant.methods.passing import PassingBounds, PassingWeights
+from srquant.methods.regularising import CooperationConfig, Watch
 from srquant.networks.info import SRNetwork
-from srquant.quantizers.bounds import BoundsQuantizer
 from srquant.quantizers.clipped_weights import ClippedWeights, ClipRule
-from srquant.quantizers.kernels import SMALLEST_RANGE
+from srquant.quantizers.folding import PICTURE_PEAK
 from srquant.quantizers.layers import ActivationQuantizer, QuantConv2d
 from srquant.quantizers.network import QuantizedNetwork
 from srquant.quantizers.straight_through import Gradient, GridKind
@@ -63,11 +78,14 @@ from srquant.quantizers.weights import SymmetricWeights, WeightQuantizer
 _RANGES_RATE = 10
 
 
-class ODMConfig(OffsetConfig):
+class ODMConfig(OffsetConfig, CooperationConfig):
     """Options of ODM; the defaults are version 2, on the grid that can be deployed."""
 
     bounds_learning_rate: float | None = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
-        default=None, gt=0, allow_inf_nan=False, description="of the low-bit ranges; by default 10 times the network's"
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="of the low-bit ranges, in the network's own values; by default 10 times the network's",
     )
     grid: GridKind = Field(default="integer", description="'integer' can be deployed, 'official' is the paper's")
     gradient: Gradient = Field(default="official", description="of bounds and clips; 'indicator' is that of PACT")
@@ -85,26 +103,6 @@ class ODMConfig(OffsetConfig):
         allow_inf_nan=False,
         description="of gamma or a trained clip; by default 10 times the network's",
     )
-    regulariser: Regulariser = Field(default="mismatch", description="'mismatch' is version 2, 'variance' version 1")
-    regulariser_weight: float = Field(default=1e-5, gt=0, allow_inf_nan=False, description="lambda; RDN 1e-6")
-    regulariser_share: float | None = Field(
-        default=None,
-        gt=0,
-        allow_inf_nan=False,
-        description="of the L1 gradient at the first step, in place of a weight",
-    )
-    mismatch_gradient: Literal["detached", "straight-through"] = Field(
-        default="detached", description="whether the rounded values in the mismatch are constants"
-    )
-    gate: Literal["cosine", "sign", "none", "off"] = Field(
-        default="cosine", description="of the regulariser's gradient; 'none' adds it as it is, 'off' leaves it out"
-    )
-    cooperation: Literal["parameters", "features"] = Field(
-        default="parameters", description="gradients of parameters, two backward passes, or of features, one pass"
-    )
-    granularity: Granularity = Field(
-        default="tensor", description="of the gate: each element, each parameter (layer input), or all parameters"
-    )
 
 
 class AveragedOffsets(AveragedBounds, OffsetBounds):
@@ -120,7 +118,7 @@ class ODM(QuantizedObjective):
 
     Attributes:
         batches: that the bounds were averaged over; part of the state.
-        regulariser_weight: float32 [], lambda; part of the state.
+        regulariser_weight: float32 [], lambda for the network's own range of values; part of the state.
         flags: "is_weighted": lambda is known; "has_offsets": the tensors with offsets are chosen, if there are any.
     """
 
@@ -142,21 +140,28 @@ class ODM(QuantizedObjective):
             raise UserError(
                 f"method.offsets = '{config.offsets}' needs method.grid = 'integer' and calibration_batches above 0"
             )
+        bounds_rate = config.bounds_learning_rate or fast
         rates = {
-            "bounds_learning_rate": config.bounds_learning_rate or fast,
+            "bounds_learning_rate": bounds_rate,
+            "offset_learning_rate": config.offset_learning_rate or bounds_rate,
             "clip_learning_rate": config.clip_learning_rate or fast,
         }
         super().__init__(network, teacher, config.model_copy(update=rates), learning_rate)
+        if config.offsets != "none":
+            able = shiftable(network)
+            network.replace_quantizers(
+                lambda name, old: AveragedOffsets(old.bits, old.channels, self.config) if name in able else old
+            )
         self.batches = 0
-        self.register_buffer("regulariser_weight", torch.tensor(config.regulariser_weight))
+        self.register_buffer(
+            "regulariser_weight", torch.tensor(config.regulariser_weight * PICTURE_PEAK / network.info.peak)
+        )
         self.flags = Flags(is_weighted=config.regulariser_share is None, has_offsets=config.offsets == "none")
         self.train()
 
     def quantizer(self, old: ActivationQuantizer) -> ActivationQuantizer:
         """Trained bounds."""
         config = self.config
-        if config.offsets != "none":
-            return AveragedOffsets(old.bits, old.channels, config)
         return AveragedBounds(old.bits, percentile=config.percentile, grid=config.grid, gradient=config.gradient)
 
     def weights(self, convolution: QuantConv2d) -> WeightQuantizer:
@@ -219,17 +224,19 @@ class ODM(QuantizedObjective):
     def forward(self, low: Tensor, high: Tensor) -> dict[str, Tensor]:
         """See `QuantizedObjective.forward`; the part "regulariser" is lambda * M."""
         if not self.learns(self.epoch):
-            with self._measured():
+            with averaging(self.network):
                 parts = super().forward(low, high)
             if self.training:
                 self.batches += 1
                 self._set_phase()
             return parts
-        if self.config.gate == "off" or not torch.is_grad_enabled():
+        config, share = self.config, self.config.regulariser_share
+        if config.gate == "off" or not torch.is_grad_enabled():
             return super().forward(low, high)
-        if not self.flags["is_weighted"]:
-            self._choose_weight(low, high)
-        with self._regularised(apart=bool(self.apart)) as terms:
+        if share is not None and not self.flags["is_weighted"]:
+            self._choose_weight(share, low, high)
+        pull = None if self.apart else cooperation.Pull(config.gate, config.granularity, self.regulariser_weight)
+        with self._watch(pull).over(self.network) as terms:
             parts = super().forward(low, high)
         return {**parts, "regulariser": self.regulariser_weight * torch.stack(terms).sum()} if terms else parts
 
@@ -246,19 +253,21 @@ class ODM(QuantizedObjective):
         apart: Sequence[Tensor | None],
     ) -> list[Tensor | None]:
         """See `srquant.training.objective.Combining`; ranges and clips keep the gradient of the loss."""
-        assert self.config.gate != "off"
+        if self.config.gate == "off":
+            return list(gradients)
         known = {id(parameter) for parameter in self._regularised_parameters()}
         kept = [extra if id(parameter) in known else None for parameter, extra in zip(parameters, apart, strict=True)]
         return cooperation.combined(gradients, kept, self.config.gate, self.config.granularity)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """As in `QuantizedObjective`, and the trained clips of weights."""
-        clips = self._clips()
-        known = {id(parameter) for parameter in clips}
+        """As in `QuantizedObjective`, and the trained clips of weights and the offsets of channels."""
+        clips, offsets = self._clips(), offset_parameters(self.network)
+        known = {id(parameter) for parameter in (*clips, *offsets)}
         groups = super().parameter_groups()
         for group in groups:
             group["params"] = [parameter for parameter in group["params"] if id(parameter) not in known]
         groups.append({"name": "clips", "params": clips, "lr": self.config.clip_learning_rate})
+        groups.append({"name": "offsets", "params": offsets, "lr": self.config.offset_learning_rate})
         return [group for group in groups if group["params"]]
 
     def get_extra_state(self) -> Tensor:
@@ -276,50 +285,16 @@ class ODM(QuantizedObjective):
     def _regularised_parameters(self) -> list[nn.Parameter]:
         return next(group["params"] for group in self.parameter_groups() if group["name"] == "network")
 
-    def _layer_inputs(self) -> list[BoundsQuantizer]:
-        """The quantisers of what low-bit convolutions read, each once."""
-        sources = [layer.source for layer in self.network.convolutions().values() if layer.low_bit]
-        return list(dict.fromkeys(q for q in sources if isinstance(q, BoundsQuantizer) and q.low_bit))
+    def _watch(self, pull: cooperation.Pull | None) -> Watch:
+        return Watch(self.config.regulariser, self.config.mismatch_gradient == "detached", pull)
 
-    @contextmanager
-    def _measured(self) -> Iterator[None]:
-        """Every low-bit quantiser averages the percentiles of its input."""
-        found = [q for q in self.network.activation_quantizers().values() if isinstance(q, AveragedBounds)]
-        try:
-            for quantizer in found:
-                quantizer.measures = True
-            yield
-        finally:
-            for quantizer in found:
-                quantizer.measures = False
-
-    @contextmanager
-    def _regularised(self, *, apart: bool) -> Iterator[list[Tensor]]:
-        """The regulariser of each layer input, to be differentiated (`apart`) or added to the gradients already."""
-        config = self.config
-        assert config.gate != "off"
-        watch = cooperation.Watch(
-            config.regulariser,
-            detached=config.mismatch_gradient == "detached",
-            pull=None if apart else cooperation.Pull(config.gate, config.granularity, self.regulariser_weight),
-        )
-        quantizers = self._layer_inputs()
-        try:
-            for quantizer in quantizers:
-                quantizer.watch = watch
-            yield watch.terms
-        finally:
-            for quantizer in quantizers:
-                quantizer.watch = None
-
-    def _choose_weight(self, low: Tensor, high: Tensor) -> None:
+    def _choose_weight(self, share: float, low: Tensor, high: Tensor) -> None:
         """Lambda from the two gradients of this batch; batch normalisation counts the batch once more."""
-        with self._regularised(apart=True) as terms:
+        with self._watch(None).over(self.network) as terms:
             parts = super().forward(low, high)
         if not terms:
             return
-        assert self.config.regulariser_share is not None
-        losses = torch.stack(list(parts.values())).sum(), torch.stack(terms).sum()
-        sizes = [cooperation.gradient_norm(loss, self._regularised_parameters()) for loss in losses]
-        self.regulariser_weight.copy_(self.config.regulariser_share * sizes[0] / sizes[1].clamp(min=SMALLEST_RANGE))
+        loss, regulariser = torch.stack(list(parts.values())).sum(), torch.stack(terms).sum()
+        parameters = self._regularised_parameters()
+        self.regulariser_weight.copy_(cooperation.weight_of_share(share, loss, regulariser, parameters))
         self.flags["is_weighted"] = True

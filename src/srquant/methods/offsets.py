@@ -7,21 +7,26 @@ and sigma_c the mean and the deviation of channel c over the statistics batches,
     m_mean = std_c(mu_c)/mean_c(sigma_c)  for shifts;   m_dev = std_c(sigma_c)/mean_c(sigma_c)  for scales
     x' = A_c*x + S_c;   q(x) = (round(x' between l and u) - S_c)/A_c;   weights that read x: A_c*round(W_c/A_c)
 
+and trained are t_c = S_c/s, the shift in steps s of the grid, and log A_c.
+
 The paper's text says no more than that; it has no code. Ours, and not the paper's:
 
-- Measures and ranking as above; the first `int(count * offset_ratio)` of all low-bit tensors by each measure. One input
-  may get both.
-- S counts in whole steps of the grid, rounded straight-through, so that it costs next to nothing when the network runs:
-  `srquant.quantizers.offsets` tells how it is deployed. `offset_steps = "free"` leaves it real; that is a simulation
-  which cannot be deployed.
-- A is trained through its logarithm, and weights are rounded behind the division, which makes both exact to undo.
-- `offset_bits = b` gives both so many bits: S is a signed number of b bits, log2 A one in steps of 4/2^b octaves,
+- Measures and ranking as above. Of the tensors that can be shifted the share `offset_ratio` is, those with the largest
+  m_mean: rounded, and at least one; of those that can be scaled the same share by m_dev. One input may get both. RDN
+  has few that can (16 of 128 under the placement `daq`): the others are parts of concatenations.
+- t is rounded to whole steps, straight-through, so that shifts are undone by nothing when the network runs; what they
+  cost is told in `srquant.quantizers.offsets`. `offset_steps = "free"` leaves t real; that is a simulation which cannot
+  be deployed.
+- t and log A are free of the network's range of values, and so is their rate, `offset_learning_rate`. Weights are
+  rounded behind the division by A, which makes it exact to undo.
+- `offset_bits = b` gives both so many bits: t is a signed number of b bits, log2 A one in steps of 4/2^b octaves,
   rounded straight-through (4 bit: A from 1/4 to 2^1.75); neither is driven further beyond its ends. Files hold them
-  packed at b bits (`srquant.quantizers.offset_codes`). Without, S may move a window as far as 8-bit codes reach, A is
+  packed at b bits (`srquant.quantizers.offset_codes`). Without, t may move a window as far as 8-bit codes reach, A is
   any factor, and files hold windows as 8-bit codes and factors in float32. Free shifts have no bits. Where a
   convolution makes the tensor, A goes into its steps, which are float32 anyway, and is not stored at all.
 - Shifts start at 0 and scales at 1, where the network computes what it did without them. `offset_start = "statistics"`
-  starts scales at mean(sigma)/sigma_c, within what `offset_bits` holds, and the bounds anew.
+  starts scales at A_c = mean(sigma)/sigma_c and shifts at S_c = mean(A*mu) - A_c*mu_c, the bounds anew from the first
+  batch so moved, and t = S/s with their step; all within what `offset_bits` and the carrier hold.
 - Inputs that are concatenated, shuffled, sliced or added keep one grid; scales need a convolution (with normalisation
   and ReLU) or an 8-bit tensor in front of them, unless the rest is in float, which cannot be deployed anyway.
 """
@@ -36,10 +41,10 @@ from torch import Tensor, nn
 
 from srquant.errors import UserError
 from srquant.methods.base import MethodConfig
+from srquant.methods.channel_statistics import ChannelStatistics
 from srquant.methods.flags import Flags
 from srquant.methods.passing import PassingBounds
-from srquant.methods.processes import joined
-from srquant.quantizers.kernels import SMALLEST_RANGE
+from srquant.quantizers.kernels import SMALLEST_RANGE, integer_grid
 from srquant.quantizers.layers import ActivationQuantizer
 from srquant.quantizers.network import QuantizedNetwork
 from srquant.quantizers.offset_codes import factor_levels, round_factors
@@ -61,7 +66,15 @@ class OffsetConfig(MethodConfig):
     offsets: Literal["none", "shift", "scale", "both"] = Field(
         default="none", description="of channels, trained, where their means (shift) or deviations (scale) differ most"
     )
-    offset_ratio: float = Field(default=0.3, ge=0, le=1, description="share of tensors with shifts, and with scales")
+    offset_ratio: float = Field(
+        default=0.3, ge=0, le=1, description="share with shifts, and with scales, of the tensors that can have them"
+    )
+    offset_learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="of shifts, in steps, and of the scales' logarithms; by default that of the ranges",
+    )
     offset_bits: int | None = Field(
         default=None,
         ge=2,
@@ -73,61 +86,15 @@ class OffsetConfig(MethodConfig):
         default="whole", description="of shifts; 'whole' can be deployed, 'free' is a simulation"
     )
     offset_start: Literal["neutral", "statistics"] = Field(
-        default="neutral", description="of scales: 1, or the mean deviation over the channel's"
+        default="neutral", description="shifts of 0 and scales of 1, or those that make means and deviations alike"
     )
-
-
-class ChannelStatistics(nn.Module):
-    """Mean and deviation of every channel of a tensor, in one pass over batches of all processes.
-
-    Attributes:
-        count: float64 [], values of a channel that were seen.
-        mean: float64 [C].
-        squares: float64 [C], sums of squared distances from the mean.
-    """
-
-    count: Tensor
-    mean: Tensor
-    squares: Tensor
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
-        self.register_buffer("mean", torch.zeros(channels, dtype=torch.float64))
-        self.register_buffer("squares", torch.zeros(channels, dtype=torch.float64))
-
-    @torch.no_grad()
-    def see(self, values: Tensor) -> None:
-        """Note a batch [N,C,H,W]."""
-        parts = torch.stack(torch.var_mean(values.float(), (0, 2, 3), correction=0)).unsqueeze(0)
-        seen = values.numel() / values.shape[1]
-        for variance, mean in joined(parts).double():
-            before, total = mean - self.mean, self.count + seen
-            self.squares += variance * seen + before.square() * (self.count * seen / total)
-            self.mean += before * (seen / total)
-            self.count.copy_(total)
-
-    def deviation(self) -> Tensor:
-        """The (population) standard deviation of every channel, float64 [C]."""
-        return (self.squares / self.count.clamp(min=1)).sqrt()
-
-    def mismatch_of_means(self) -> float:
-        """m_mean of the module's docstring."""
-        return self._spread(self.mean)
-
-    def mismatch_of_deviations(self) -> float:
-        """m_dev of the module's docstring."""
-        return self._spread(self.deviation())
-
-    def _spread(self, values: Tensor) -> float:
-        return float(values.std(correction=0) / self.deviation().mean().clamp(min=SMALLEST_RANGE))
 
 
 class OffsetBounds(PassingBounds):
     """Trained bounds of a tensor whose channels may be shifted and scaled; call `prepare_offsets` in `__init__`.
 
     Attributes:
-        shift: float32 [C], S, in the units of the scaled tensor; trained.
+        shift_steps: float32 [C], t, before it is rounded; trained.
         log_factors: float32 [C], the logarithm of A, before it is rounded; trained.
         factor_levels: float32 [2^offset_bits], what A is rounded to; None where it is not.
         offsets: "shifts", "scales": what this tensor was chosen for.
@@ -142,7 +109,7 @@ class OffsetBounds(PassingBounds):
 
     def prepare_offsets(self, channels: int, config: OffsetConfig) -> None:
         """Make the parameters, which leave the tensor as it is until they are chosen to act."""
-        self.shift = nn.Parameter(torch.zeros(channels))
+        self.shift_steps = nn.Parameter(torch.zeros(channels))
         self.log_factors = nn.Parameter(torch.zeros(channels))
         self.offsets = Flags(shifts=False, scales=False)
         self.statistics = ChannelStatistics(channels)
@@ -160,10 +127,21 @@ class OffsetBounds(PassingBounds):
         """See `BoundsQuantizer.looks`."""
         return super().looks() or self.measures
 
+    @torch.no_grad()
     def set_from(self, values: Tensor) -> None:
-        """See `BoundsQuantizer.set_from`; the bounds are those of the scaled values."""
-        factors = self.channel_factors()
-        super().set_from(values if factors is None else values.detach() * factors.detach().view(1, -1, 1, 1))
+        """See `BoundsQuantizer.set_from`; the bounds are those of the scaled and shifted values."""
+        factors, means = self.channel_factors(), self.statistics.mean
+        if factors is not None:
+            values, means = values * factors.view(1, -1, 1, 1), means * factors
+        if not self.offsets["shifts"] or self.config.offset_start == "neutral":
+            super().set_from(values)
+            return
+        shift = (means.mean() - means).float()
+        super().set_from(values + shift.view(1, -1, 1, 1))
+        self.shift_steps.copy_(shift / self.step())
+        if self.config.offset_steps == "whole":
+            held = self.window_starts() + integer_grid(self.lower, self.upper, self.bits)[1]
+            self.shift_steps.clamp_(-held - 0.5, 0.5 - held)
 
     def round(self, values: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
         """See `BoundsQuantizer.round`; scaled and shifted before, and back behind."""
@@ -177,11 +155,11 @@ class OffsetBounds(PassingBounds):
         if not self.offsets["shifts"]:
             return super().round(values, lower, upper)
         if self.config.offset_steps == "free":
-            shift = self.shift.view(1, -1, 1, 1)
+            shift = (self.shift_steps * self.step()).view(1, -1, 1, 1)
             moved = fake_quantize_between(values + shift, lower, upper, self.bits, gradient=self.gradient)
             return (moved - shift).to(values.dtype)
         bits, steps = self.bits, self.config.offset_bits
-        return round_to_windows(values, lower, upper, self.shift, bits, offset_bits=steps, gradient=self.gradient)
+        return round_to_windows(values, lower, upper, self.shift_steps, bits, offset_bits=steps, gradient=self.gradient)
 
     def channel_factors(self) -> Tensor | None:
         """See `ActivationQuantizer.channel_factors`."""
@@ -189,6 +167,10 @@ class OffsetBounds(PassingBounds):
             return None
         levels = self.factor_levels
         return self.log_factors.exp() if levels is None else round_factors(self.log_factors, levels)
+
+    def window_starts(self) -> Tensor:
+        """The lowest code of each channel; see `srquant.quantizers.offsets.window_starts`."""
+        return window_starts(self.shift_steps, self.lower, self.upper, self.bits, self.config.offset_bits)
 
     def deployed(self) -> ActivationQuantizer:
         """The carrier grid with the windows and factors that were trained; see `srquant.quantizers.offsets`.
@@ -203,7 +185,7 @@ class OffsetBounds(PassingBounds):
                 raise UserError(
                     "trained with method.offset_steps = 'free', which no integers compute; train with 'whole'"
                 )
-            lowest = window_starts(self.shift, self.lower, self.upper, self.bits, self.config.offset_bits)
+            lowest = self.window_starts()
         factors = self.channel_factors()
         return channel_quantizer(self.lower, self.upper, self.bits, lowest, factors, self.config.offset_bits)
 
@@ -211,14 +193,34 @@ class OffsetBounds(PassingBounds):
     def act(self, *, shifts: bool, scales: bool) -> None:
         """Let the offsets that this tensor was chosen for act from now on."""
         self.offsets["shifts"], self.offsets["scales"] = shifts, scales
-        if scales and self.config.offset_start == "statistics":
+        if self.config.offset_start == "neutral" or not (shifts or scales):
+            return
+        self.initialised.fill_(False)
+        if scales:
             deviation = self.statistics.deviation()
             mean = deviation.mean().clamp(min=SMALLEST_RANGE)
             start = mean / deviation.clamp(min=0.01 * mean)
             if self.factor_levels is not None:
                 start = start.clamp(*self.factor_levels[[0, -1]].double())
             self.log_factors.copy_(start.log())
-            self.initialised.fill_(False)
+
+
+def shiftable(network: QuantizedNetwork) -> list[str]:
+    """Names of the low-bit tensors that may have offsets, in the order of execution; see `can_shift`."""
+    structure = Structure(network.graph)
+    return [name for name, q in network.activation_quantizers().items() if q.low_bit and can_shift(structure, name)]
+
+
+def scalable(network: QuantizedNetwork) -> list[str]:
+    """Those of `shiftable` that may have factors; all of them, where the rest is in float."""
+    structure, is_float = Structure(network.graph), network.quantization.rest == "float"
+    return [name for name in shiftable(network) if is_float or can_scale(structure, name)]
+
+
+def offset_parameters(network: QuantizedNetwork) -> list[nn.Parameter]:
+    """The shifts and the logarithms of the factors of all tensors."""
+    found = [q for q in network.activation_quantizers().values() if isinstance(q, OffsetBounds)]
+    return [parameter for q in found for parameter in (q.shift_steps, q.log_factors)]
 
 
 def check_offsets(network: QuantizedNetwork, config: OffsetConfig) -> None:
@@ -238,27 +240,32 @@ def check_offsets(network: QuantizedNetwork, config: OffsetConfig) -> None:
             f"method.offsets = '{config.offsets}' needs training.kernel = 'eager' or 'compiled': the others round all "
             "channels of a tensor alike"
         )
-    structure = Structure(network.graph)
-    if not any(can_shift(structure, name) for name in _candidates(network)):
+    if not config.offset_ratio:
+        raise UserError(
+            f"method.offset_ratio = 0 chooses no tensor for method.offsets = '{config.offsets}': give a ratio above 0, "
+            "or offsets = 'none'"
+        )
+    scales = config.offsets == "scale"
+    if not (scalable(network) if scales else shiftable(network)):
         raise UserError(
             f"no low-bit tensor of '{network.info.name}' under the placement '{how.placement}' can have offsets, since "
-            "none is read by convolutions alone; use method.offsets = 'none' or another placement"
+            f"none is read by convolutions alone{' and made by one' * scales}; use method.offsets = 'none' or another "
+            "placement"
         )
 
 
 def choose_offsets(network: QuantizedNetwork, config: OffsetConfig) -> None:
     """Choose the tensors that are shifted and scaled, by their statistics."""
-    structure, tensors = Structure(network.graph), _candidates(network)
-    count = int(len(tensors) * config.offset_ratio)
-    shifted = [name for name in tensors if config.offsets in ("shift", "both") and can_shift(structure, name)]
-    may_scale = can_shift if network.quantization.rest == "float" else can_scale
-    scaled = [name for name in tensors if config.offsets in ("scale", "both") and may_scale(structure, name)]
-    shifted.sort(key=lambda name: tensors[name].statistics.mismatch_of_means(), reverse=True)
-    scaled.sort(key=lambda name: tensors[name].statistics.mismatch_of_deviations(), reverse=True)
+    tensors = {n: q for n, q in network.activation_quantizers().items() if isinstance(q, OffsetBounds)}
+    means = {name: quantizer.statistics.mismatch_of_means() for name, quantizer in tensors.items()}
+    deviations = {name: tensors[name].statistics.mismatch_of_deviations() for name in scalable(network)}
+    shifted = _largest(means, config.offset_ratio) if config.offsets != "scale" else []
+    scaled = _largest(deviations, config.offset_ratio) if config.offsets != "shift" else []
     for name, quantizer in tensors.items():
-        quantizer.act(shifts=name in shifted[:count], scales=name in scaled[:count])
+        quantizer.act(shifts=name in shifted, scales=name in scaled)
 
 
-def _candidates(network: QuantizedNetwork) -> dict[str, OffsetBounds]:
-    quantizers = network.activation_quantizers()
-    return {name: q for name, q in quantizers.items() if isinstance(q, OffsetBounds) and q.low_bit}
+def _largest(measures: dict[str, float], ratio: float) -> list[str]:
+    """The names with the largest measures: this share of them, rounded, and at least one where there is one."""
+    ordered = sorted(measures, key=lambda name: measures[name], reverse=True)
+    return ordered[: max(1, int(len(ordered) * ratio + 0.5))]

@@ -4,10 +4,15 @@ A tensor with offsets is held in 8-bit codes of one carrier grid, scale `s` and 
 2^b of the 256 codes, a *window* that starts where this channel's values lie, and may be multiplied by a factor of
 its own before it is rounded:
 
-    code = z + clip(round(A_c * x / s), lowest_c, lowest_c + 2^b - 1),   lowest_c = lowest + round(-S_c / s)
+    code = z + clip(round(A_c * x / s), lowest_c, lowest_c + 2^b - 1),   lowest_c = lowest + round(-t_c)
 
-`S_c`, the shift, counts in whole steps, so zero stays a level of the carrier, the zero padding of a convolution is the
-true x = 0, and nothing has to be undone behind it. The factor is undone by the convolutions that read the tensor:
+The shift `S_c = t_c * s` counts in whole steps, so zero stays a level of the carrier, the zero padding of a
+convolution is the true x = 0, and nothing has to be undone behind it. But the codes of a shifted tensor need a highest
+one per channel and, where windows start apart, a lowest one (`ChannelClip`: ONNX `Min` and `Max`); those of a plain
+tensor have one highest code for all, and rounding ends at 0 by itself. With all low-bit tensors of an EDSR shifted that
+is about a tenth of its time on ONNX Runtime (`benchmarks/offsets.py`); factors cost nothing.
+
+The factor is undone by the convolutions that read the tensor:
 their weights are rounded after they were divided by `A` along the input channels. Where a convolution makes the
 tensor, `A` goes into its steps and its bias, which have one value per output channel anyway; where an 8-bit tensor
 is rounded to fewer bits, into that operation. Paper and choices: `srquant.methods.offsets`; offsets of few bits:
@@ -41,14 +46,14 @@ def window_starts(shift: Tensor, lower: Tensor, upper: Tensor, bits: int, offset
     """The lowest code of each channel, counted from zero: whole numbers in float32 [C].
 
     Args:
-        shift: float32 [C], what the values of a channel are moved by, to be rounded to whole steps.
+        shift: float32 [C], how many steps of the grid the values of a channel are moved by, to be rounded.
         lower: float32 [1], the trained bounds that all windows are as wide as.
         upper: of them.
         bits: of a window.
         offset_bits: of the signed number of steps; None keeps within -128..127, which the carrier always holds.
     """
-    scale, zero_point = integer_grid(lower, upper, bits)
-    steps = torch.round(-shift.detach() / scale)
+    zero_point = integer_grid(lower, upper, bits)[1]
+    steps = torch.round(-shift.detach())
     if offset_bits is not None:
         steps = steps.clamp(-(2 ** (offset_bits - 1)), 2 ** (offset_bits - 1) - 1)
     half = CARRIER_CODES // 2
@@ -67,14 +72,17 @@ def round_to_windows(
 ) -> Tensor:
     """Round every channel to its window of whole steps; differentiable in values, bounds and shift.
 
-    With `e = clip(x)` between the bounds moved by the window's steps and `r = (out - e)/(u - l)`, the gradients of
-    values and bounds are those of `srquant.quantizers.straight_through`; `d out/dS = -1` where x is clipped, else 0.
+    A window is `k` steps away from the bounds and moves with their step `s = (u - l)/n`. With `e = clip(x)` between
+    `l + k*s` and `u + k*s` and `r = (out - e)/(u - l)`, straight-through in k as in the codes:
+
+        d out/du = 1[x above] + r + k/n * 1[x outside],   d out/dl = 1[x below] - r - k/n * 1[x outside]
+        d out/dt = -s where x is outside, else 0;   none that drives t further beyond the ends of k
 
     Args:
         values: float32 or bfloat16 [N,C,H,W].
         lower: float32 [1].
         upper: float32 [1].
-        shift: float32 [C].
+        shift: float32 [C], t.
         bits: of a window, 2 to 7.
         offset_bits: as of `window_starts`.
         gradient: of the bounds; see `srquant.quantizers.straight_through`.
@@ -106,18 +114,19 @@ class _RoundToWindows(torch.autograd.Function):
         grad, values = grads[0].float(), values.float()
         scale, zero_point = integer_grid(lower, upper, ctx.bits)
         lowest = window_starts(shift, lower, upper, ctx.bits, ctx.offset_bits).view(1, -1, 1, 1)
-        moved = (lowest + zero_point) * scale
-        low, high = lower.clamp(max=0) + moved, upper.clamp(min=0) + moved
+        steps = lowest + zero_point
+        low, high = lower.clamp(max=0) + steps * scale, upper.clamp(min=0) + steps * scale
         above, below = grad * (values > high), grad * (values < low)
         outside = above + below
-        by_lower, by_upper = below.sum(), above.sum()
+        by_channel = outside.sum((0, 2, 3))
+        carried = (by_channel * steps.flatten()).sum() / (2**ctx.bits - 1)
+        by_lower, by_upper = below.sum() - carried, above.sum() + carried
         if ctx.residual:
             missing = _codes(values / scale, lowest, ctx.bits).mul_(scale) - values.clamp(low, high)
             rest = (grad * missing).sum() / (upper.clamp(min=0) - lower.clamp(max=0)).clamp(min=SMALLEST_RANGE)
             by_lower, by_upper = by_lower - rest, by_upper + rest
-        by_shift = -outside.sum((0, 2, 3))
-        held_back = drives_beyond(-by_shift, -shift / scale, (lowest + zero_point).flatten())
-        by_shift = by_shift.masked_fill(held_back, 0)
+        held_back = drives_beyond(by_channel, -shift, steps.flatten())
+        by_shift = (-scale * by_channel).masked_fill(held_back, 0)
         inside = (grad - outside).to(grads[0].dtype)
         return inside, by_lower.view_as(lower), by_upper.view_as(upper), by_shift, None, None, None
 
