@@ -9,10 +9,10 @@ import tomli_w
 from small_experiments import Place
 
 from srquant.experiments import Outcome
-from srquant.experiments.arena import open_arena
-from srquant.experiments.arena_begin import begin
-from srquant.experiments.arena_ring import Ring
-from srquant.experiments.arena_runs import run_arena
+from srquant.experiments.arena.begin import begin
+from srquant.experiments.arena.plan import open_arena
+from srquant.experiments.arena.ring import Ring
+from srquant.experiments.arena.runs import run_arena
 from srquant.settings import merged
 
 ARENA: dict[str, Any] = {

@@ -38,13 +38,13 @@ def arena(
 
     from srquant.engines import ENGINES, installed_engines
     from srquant.evaluation.plots import check_plot
-    from srquant.experiments import arena as plan
-    from srquant.experiments.arena_begin import begin
-    from srquant.experiments.arena_notes import notes
-    from srquant.experiments.arena_report import cost_cells, save_arena, score_cells
-    from srquant.experiments.arena_ring import Ring
-    from srquant.experiments.arena_runs import run_arena
-    from srquant.experiments.arena_table import table
+    from srquant.experiments.arena import plan
+    from srquant.experiments.arena.begin import begin
+    from srquant.experiments.arena.notes import notes
+    from srquant.experiments.arena.report import cost_cells, save_arena, score_cells
+    from srquant.experiments.arena.ring import Ring
+    from srquant.experiments.arena.runs import run_arena
+    from srquant.experiments.arena.table import table
 
     if engine not in ("auto", *ENGINES):
         raise unknown("engine", engine, ("auto", *ENGINES))

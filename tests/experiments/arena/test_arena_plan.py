@@ -9,12 +9,12 @@ from small_experiments import TINY, Place
 
 from srquant.config import CalibrationConfig, NamedChoice
 from srquant.errors import UserError
-from srquant.experiments.arena import FLOAT, Arena, contenders, open_arena
+from srquant.experiments.arena.plan import FLOAT, Arena, contenders, open_arena
 from srquant.experiments.starting import make_objective, start_network
 from srquant.methods import METHODS
 from srquant.settings import merged
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 TINY_EDSR = NamedChoice.model_validate({"name": "edsr", "scale": 2, **TINY["edsr"]})
 SMALL: dict[str, Any] = {
     "arena": {"bits": [2, 3], "seeds": [1, 5]},

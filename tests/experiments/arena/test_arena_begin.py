@@ -10,10 +10,11 @@ from small_arena import ARENA, ring, sitting
 from small_experiments import Place, write_pictures
 
 from srquant.errors import UserError
-from srquant.experiments import arena_begin, arena_runs
-from srquant.experiments.arena_begin import begin
-from srquant.experiments.arena_ring import Ring
-from srquant.experiments.arena_table import table
+from srquant.experiments.arena import begin as arena_begin
+from srquant.experiments.arena import runs as arena_runs
+from srquant.experiments.arena.begin import begin
+from srquant.experiments.arena.ring import Ring
+from srquant.experiments.arena.table import table
 from srquant.progress import Silent
 from srquant.training import load_checkpoint
 from srquant.training.session import own_folder

@@ -1,8 +1,7 @@
-"""The arena: several methods from the same float weights, on the same budget, pictures and placement.
+"""What an arena compares: several methods from the same float weights, on the same budget, pictures and placement.
 
-What is compared is told by one TOML file (`Arena`). Every entry is trained, or calibrated, at all bits with all seeds;
-each of these is a `Contender`. `srquant.experiments.arena_runs` does them, `srquant.experiments.arena_table` tells
-how they came out.
+One TOML file tells it (`Arena`). Every entry is trained, or calibrated, at all bits with all seeds; each of these is a
+`Contender`.
 """
 
 from __future__ import annotations

@@ -14,10 +14,10 @@ import torch
 from srquant.config import Experiment
 from srquant.errors import UserError
 from srquant.evaluation.costs import bit_operations, largest_levels, output_size, storage_bytes
-from srquant.experiments.arena import Contender, steps
-from srquant.experiments.arena_log import step_milliseconds
-from srquant.experiments.arena_memory import recorded_memory, training_memory
-from srquant.experiments.arena_ring import FAILURE_FILE, Result, Ring
+from srquant.experiments.arena.log import step_milliseconds
+from srquant.experiments.arena.memory import recorded_memory, training_memory
+from srquant.experiments.arena.plan import Contender, steps
+from srquant.experiments.arena.ring import FAILURE_FILE, Result, Ring
 from srquant.experiments.queue import Outcome
 from srquant.experiments.scoring import score
 from srquant.experiments.training import ARTEFACT_FILE, CONFIG_FILE, Trained, train

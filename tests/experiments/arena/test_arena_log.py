@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from srquant.experiments.arena_log import step_milliseconds
+from srquant.experiments.arena.log import step_milliseconds
 
 ROWS = [(50, 400.0), (60, 400.0), (110, 20.0), (120, 10.0), (170, 40.0), (180, 60.0), (230, 80.0)]
 """Last step and patches a second: a row reaches from behind the row before it."""

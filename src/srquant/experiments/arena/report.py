@@ -12,10 +12,10 @@ from typing import Any
 
 from srquant.errors import UserError
 from srquant.evaluation.plots import check_plot
-from srquant.experiments.arena import FLOAT_BITS
-from srquant.experiments.arena_notes import notes
-from srquant.experiments.arena_ring import Ring
-from srquant.experiments.arena_table import SETS, Point, Row, Spread, curves, table
+from srquant.experiments.arena.notes import notes
+from srquant.experiments.arena.plan import FLOAT_BITS
+from srquant.experiments.arena.ring import Ring
+from srquant.experiments.arena.table import SETS, Point, Row, Spread, curves, table
 from srquant.experiments.scoring import SIMULATION
 from srquant.files import atomic_path
 

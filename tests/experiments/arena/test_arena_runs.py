@@ -13,11 +13,13 @@ from small_experiments import Place, write_pictures
 import srquant
 from srquant.errors import UserError
 from srquant.evaluation.costs import storage_bytes
-from srquant.experiments import Outcome, arena_report, arena_ring, scoring
-from srquant.experiments.arena_memory import recorded_memory
-from srquant.experiments.arena_report import data, markdown, save_arena
-from srquant.experiments.arena_ring import Ring
-from srquant.experiments.arena_table import Row, curves, table
+from srquant.experiments import Outcome, scoring
+from srquant.experiments.arena import report as arena_report
+from srquant.experiments.arena import ring as arena_ring
+from srquant.experiments.arena.memory import recorded_memory
+from srquant.experiments.arena.report import data, markdown, save_arena
+from srquant.experiments.arena.ring import Ring
+from srquant.experiments.arena.table import Row, curves, table
 from srquant.files import sha256
 
 
@@ -172,8 +174,8 @@ def test_a_finished_arena_does_nothing_again(whole: Ring, monkeypatch: pytest.Mo
         raise AssertionError("done again")
 
     for name in ("train", "score", "start_network"):
-        module = "arena_ring" if name == "start_network" else "arena_runs"
-        monkeypatch.setattr(f"srquant.experiments.{module}.{name}", again)
+        module = "ring" if name == "start_network" else "runs"
+        monkeypatch.setattr(f"srquant.experiments.arena.{module}.{name}", again)
     assert sitting(whole, resume=False) == []
 
 
@@ -261,7 +263,7 @@ def test_an_interrupted_arena_shows_what_it_has(tmp_path: Path, place: Place, mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("srquant.experiments.arena_runs.train", killed)
+        patch.setattr("srquant.experiments.arena.runs.train", killed)
         with pytest.raises(KeyboardInterrupt):
             sitting(one, resume=False)
     assert {row.entry: len(row.results) for row in table(one)} == {"FP32": 1, "calibrated": 1, "DDTB": 0, "PAMS": 0}
@@ -297,7 +299,7 @@ def test_a_mistake_in_the_last_entry_is_told_before_the_first_is_trained(tmp_pat
 
 
 def test_one_that_fails_does_not_stop_the_others(tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    from srquant.experiments import arena_runs
+    from srquant.experiments.arena import runs as arena_runs
 
     real = arena_runs.train
 

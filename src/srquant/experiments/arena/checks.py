@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from srquant.errors import UserError
-from srquant.experiments.arena import Contender
-from srquant.experiments.arena_ring import Ring
+from srquant.experiments.arena.plan import Contender
+from srquant.experiments.arena.ring import Ring
 from srquant.experiments.pictures import refuse_shared, set_pictures, training_pictures
 from srquant.experiments.starting import make_objective
 from srquant.networks.info import SRNetwork

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from srquant.evaluation.costs import output_size
-from srquant.experiments.arena import steps
-from srquant.experiments.arena_ring import Ring
-from srquant.experiments.arena_table import Row
+from srquant.experiments.arena.plan import steps
+from srquant.experiments.arena.ring import Ring
+from srquant.experiments.arena.table import Row
 from srquant.files import sha256
 from srquant.metrics import Protocol
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from statistics import fmean, median, stdev
 from typing import Any
 
-from srquant.experiments.arena import Contender
-from srquant.experiments.arena_log import validation_curve
-from srquant.experiments.arena_ring import Result, Ring
+from srquant.experiments.arena.log import validation_curve
+from srquant.experiments.arena.plan import Contender
+from srquant.experiments.arena.ring import Result, Ring
 
 SETS = ("psnr", "ssim")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from srquant.experiments.arena_memory import recorded_memory, training_memory
+from srquant.experiments.arena.memory import recorded_memory, training_memory
 
 GPU = "Some GPU"
 

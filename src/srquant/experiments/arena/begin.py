@@ -10,9 +10,9 @@ from typing import Any
 
 from srquant.config import Experiment, build
 from srquant.errors import UserError
-from srquant.experiments.arena import POST_TRAINING, Arena, Contender
-from srquant.experiments.arena_checks import check_contenders, check_pictures
-from srquant.experiments.arena_ring import FAILURE_FILE, RUNS_FOLDER, Ring
+from srquant.experiments.arena.checks import check_contenders, check_pictures
+from srquant.experiments.arena.plan import POST_TRAINING, Arena, Contender
+from srquant.experiments.arena.ring import FAILURE_FILE, RUNS_FOLDER, Ring
 from srquant.experiments.pictures import set_pictures, training_pictures
 from srquant.experiments.scoring import pictures_digest
 from srquant.experiments.training import ARTEFACT_FILE, CONFIG_FILE

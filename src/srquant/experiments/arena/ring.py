@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from srquant.config import Experiment
 from srquant.errors import UserError
-from srquant.experiments.arena import Arena, Contender, contenders
+from srquant.experiments.arena.plan import Arena, Contender, contenders
 from srquant.experiments.scoring import Benchmark, engine_of, find_score
 from srquant.experiments.starting import start_network
 from srquant.files import atomic_path
