@@ -1,4 +1,4 @@
-"""The one exception that a user's mistake raises, and the words it is told with."""
+"""The exception that a user's mistake raises, and the words it is told with."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ class UserError(ValueError):
 
     The command line prints the message and exits with code 2; a program catches it as `ValueError`.
     """
+
+
+class NotFiniteError(UserError):
+    """What is computed has become infinite or no number, as where a training diverges."""
 
 
 def unknown(kind: str, given: str, allowed: Iterable[str]) -> UserError:

@@ -25,6 +25,7 @@ from srquant.quantizers.artefact import load_artefact
 from srquant.quantizers.deployment import deploy
 from srquant.settings import read_toml, write_toml
 from srquant.training import Objective, Reconstruction, TrainingData, Validation, fit, load_checkpoint
+from srquant.training.session import LOCK_FILE
 
 NETWORK_FILE = "network.safetensors"
 ARTEFACT_FILE = "quantized.safetensors"
@@ -203,7 +204,7 @@ def _forget_what_never_began(folder: Path) -> None:
     """Remove the folder of a run that has no checkpoint yet, so that the next try finds it empty."""
     if _follows() or (folder / CHECKPOINTS_FOLDER).exists():
         return
-    for name in (CONFIG_FILE, ".lock"):
+    for name in (CONFIG_FILE, LOCK_FILE):
         (folder / name).unlink(missing_ok=True)
     with suppress(OSError):  # something else is in it
         folder.rmdir()

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from srquant.errors import UserError
+from srquant.errors import NotFiniteError
 
 SMALLEST_RANGE = 1e-6
 """No grid spans less."""
@@ -63,10 +63,10 @@ def grid_from_range(lower: float, upper: float, bits: int, *, exact: bool = Fals
         exact: use a power-of-two scale and an even zero point, which makes every engine agree bit for bit.
 
     Raises:
-        UserError: the range is not finite (the network diverges on the calibration pictures).
+        NotFiniteError: the range is not finite (the network diverges on the calibration pictures).
     """
     if not (np.isfinite(lower) and np.isfinite(upper)):
-        raise UserError(f"the activation range {lower}..{upper} is not finite")
+        raise NotFiniteError(f"the activation range {lower}..{upper} is not finite")
     lower, upper = min(lower, 0.0), max(upper, 0.0)
     maximum_code = 2**bits - 1
     width = max(upper - lower, SMALLEST_RANGE)

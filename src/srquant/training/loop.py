@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from srquant.config import TrainingConfig
-from srquant.errors import UserError
+from srquant.errors import NotFiniteError, UserError
 from srquant.progress import Progress, Silent
 from srquant.training.checkpoint import find_checkpoint
 from srquant.training.clock import Clock
@@ -214,12 +214,12 @@ def _step(run: Run, changes: ForwardChanges, step: int, low: Tensor, high: Tenso
     return values
 
 
-def _not_finite(run: Run, step: int, parts: dict[str, float], forward: Callable[[], object]) -> UserError:
+def _not_finite(run: Run, step: int, parts: dict[str, float], forward: Callable[[], object]) -> NotFiniteError:
     why = run.team.first(explain(run.module, parts, forward))
     good = find_checkpoint(run.folder, "last")
     best = find_checkpoint(run.folder, "best")
     told = f"last good checkpoint '{good}'" + (f", best '{best}'" if best else "")
-    return UserError(
+    return NotFiniteError(
         f"step {step} (epoch {epoch_of(step, run.config)}): the loss is not a finite number; {why}; {told}"
     )
 

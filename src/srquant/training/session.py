@@ -19,6 +19,10 @@ except ImportError:  # Windows has no such locks
     fcntl = None
 
 
+LOCK_FILE = ".lock"
+"""In a folder that `own_folder` holds, and there it stays."""
+
+
 @contextmanager
 def own_folder(folder: Path) -> Iterator[None]:
     """Make the folder of a run and keep other processes out of it; the lock goes with the process.
@@ -28,7 +32,7 @@ def own_folder(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("w")
+        file = (folder / LOCK_FILE).open("w")
     except OSError as error:
         raise UserError(f"cannot write in the folder '{folder}': {error.strerror}") from error
     with file:

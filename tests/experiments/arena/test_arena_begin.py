@@ -9,7 +9,7 @@ import pytest
 from small_arena import ARENA, ring, sitting
 from small_experiments import Place, write_pictures
 
-from srquant.errors import UserError
+from srquant.errors import NotFiniteError, UserError
 from srquant.experiments.arena import begin as arena_begin
 from srquant.experiments.arena import runs as arena_runs
 from srquant.experiments.arena.begin import begin
@@ -207,7 +207,7 @@ def test_a_run_that_came_further_is_not_begun_anew_unless_it_failed(
     with pytest.raises(UserError, match=r"entry 'PAMS': its run .* was begun with another training\.learning_rate"):
         sitting(one)
     same = ring(tmp_path / "arena", place, arena={"seeds": [1]}, entry=[PAMS])
-    failure = failing(same, UserError("step 3: the loss is not a finite number"), monkeypatch)
+    failure = failing(same, NotFiniteError("step 3: the loss is not a finite number"), monkeypatch)
     assert failure.read_text() == "step 3: the loss is not a finite number\n"
     begin(one, resume=True, progress=warnings)
     (told,) = warnings.told

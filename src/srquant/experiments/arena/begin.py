@@ -22,13 +22,10 @@ from srquant.quantizers.artefact import is_artefact, load_artefact
 from srquant.settings import read_toml
 from srquant.training import load_checkpoint
 from srquant.training.checkpoint import find_checkpoint
-from srquant.training.session import own_folder
+from srquant.training.session import LOCK_FILE, own_folder
 
 SETTINGS_FILE = "arena.json"
 """What an arena was last called with."""
-
-_LOCK_FILE = ".lock"
-"""Of `own_folder`."""
 _OLD = ".old-"
 """Before the name of a run that is being removed."""
 _WEIGHTS, _TRAINING, _VALIDATION = "weights", "training pictures", "validation pictures"
@@ -84,7 +81,7 @@ def _refuse_full(folder: Path) -> None:
     """Refuse a place for a new arena that is not empty."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"'{folder}' is a file, not the folder of an arena")
-    if folder.is_dir() and any(file.name not in (SETTINGS_FILE, _LOCK_FILE) for file in folder.iterdir()):
+    if folder.is_dir() and any(file.name not in (SETTINGS_FILE, LOCK_FILE) for file in folder.iterdir()):
         raise UserError(f"the folder '{folder}' is not empty and holds no arena: name another")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 
 from srquant.config import Experiment
-from srquant.errors import UserError
+from srquant.errors import NotFiniteError, UserError
 from srquant.evaluation.costs import bit_operations, largest_levels, output_size, storage_bytes
 from srquant.experiments.arena.log import step_milliseconds
 from srquant.experiments.arena.memory import recorded_memory, training_memory
@@ -30,9 +29,6 @@ from srquant.quantizers.artefact import is_artefact, load_artefact
 from srquant.training import load_checkpoint
 from srquant.training.objective import PixelUnits
 from srquant.training.session import own_folder
-
-_NOT_FINITE = re.compile("not (a )?finite")
-"""In the words of a training that failed by itself."""
 
 
 def run_arena(
@@ -132,10 +128,9 @@ def _train(folder: Path, experiment: Experiment, end: float | None, accelerator:
                 time_budget=None if end is None else max(end - time.monotonic(), 0.0),
                 progress=progress,
             )
-    except (UserError, RuntimeError) as error:
-        if _NOT_FINITE.search(str(error)):
-            with suppress(OSError, UserError), atomic_path(failure) as temporary:
-                temporary.write_text(f"{error}\n", encoding="utf-8")
+    except NotFiniteError as error:
+        with suppress(OSError, UserError), atomic_path(failure) as temporary:
+            temporary.write_text(f"{error}\n", encoding="utf-8")
         raise
 
 
