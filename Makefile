@@ -19,11 +19,11 @@ help: ## Show this list
 demo: $(DEMO_READY) ## Quantise, export, verify and score a small network; writes demo-output/
 	@$(BIN)/python examples/demo.py
 
-test: $(DEV_READY) ## Run the tests that take seconds
-	@$(BIN)/python -m pytest -q $(PYTEST)
+test: $(DEV_READY) ## Run the tests that take seconds, two at a time
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile $(PYTEST)
 
 test-all: $(DEV_READY) ## Run all tests, the slow ones too
-	@$(BIN)/python -m pytest -q -m "" $(PYTEST)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "" --numprocesses 2 --dist loadfile $(PYTEST)
 
 lint: $(DEV_READY) ## Check style, formatting, types and the rooms' imports
 	@echo "ruff check";  $(BIN)/ruff check --quiet .

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+
+os.environ["COLUMNS"] = "200"  # before anything is printed: tables do not wrap
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         pytest.importorskip(package)
     folder = tmp_path_factory.mktemp("demo")
     command = [sys.executable, str(ROOT / "examples" / "demo.py"), "--quick", "--output", str(folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert result.returncode == 0, result.stderr
     return folder, result.stdout

@@ -134,7 +134,7 @@ def test_the_training_form_is_stored_as_it_is(tmp_path: Path) -> None:
 
 
 def run(*words: object) -> str:
-    result = CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "200"}, catch_exceptions=False)
+    result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output
 

@@ -9,6 +9,6 @@ from srquant.cli.app import app
 
 def run(*args: object, code: int = 0) -> str:
     """Standard output of a command, without wrapped lines."""
-    result = CliRunner().invoke(app, [str(arg) for arg in args], env={"COLUMNS": "200"}, catch_exceptions=False)
+    result = CliRunner().invoke(app, [str(arg) for arg in args], catch_exceptions=False)
     assert result.exit_code == code, result.output
     return result.output

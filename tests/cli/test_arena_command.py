@@ -62,7 +62,7 @@ def test_one_that_fails_gives_exit_code_1(ground: Path) -> None:
     wild = {"epochs": 20, "learning_rate": 10.0, "weight_decay": 10.0}
     entries = [entry for entry in ARENA["entry"] if entry["name"] != "DDTB"]
     write_arena(ground / "arena.toml", arena={"seeds": [1]}, training=wild, entry=entries)
-    result = CliRunner().invoke(app, ["arena", "arena.toml", "-o", "out", *GIVEN, *MORE], env={"COLUMNS": "200"})
+    result = CliRunner().invoke(app, ["arena", "arena.toml", "-o", "out", *GIVEN, *MORE])
     assert result.exit_code == 1
     assert re.search(r"pams-2bit-seed1  failed: .*the loss is not a finite number", result.output)
     assert "1 of 3 runs are not finished" in result.output

@@ -32,7 +32,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def verify(*args: object) -> Result:
-    return CliRunner().invoke(app, ["verify", *map(str, args), "--engine", "onnxruntime"], env={"COLUMNS": "200"})
+    return CliRunner().invoke(app, ["verify", *map(str, args), "--engine", "onnxruntime"])
 
 
 @pytest.mark.parametrize("key", ["abpn_x3", "edsr_x2"])

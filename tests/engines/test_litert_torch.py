@@ -336,7 +336,7 @@ def test_a_mistake_is_told_before_anything_runs(
 
 def run(*words: object) -> tuple[int, str]:
     """Exit code and words of a command."""
-    result = CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "200"})
+    result = CliRunner().invoke(app, [str(word) for word in words])
     return result.exit_code, f"{result.output}{result.exception or ''}"
 
 

@@ -68,13 +68,12 @@ def _training(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _shared(what: str, told: Iterable[tuple[str, str]]) -> str:
-    """One value for all entries, or each with its entries."""
+    """The value of most entries, and every other one with its entries."""
     entries: dict[str, dict[str, None]] = {}
     for value, entry in told:
         entries.setdefault(value, {})[entry] = None
-    if len(entries) == 1:
-        return f"{what} {next(iter(entries))}"
-    return f"{what} " + ", ".join(f"{value} of {' and '.join(names)}" for value, names in entries.items())
+    (most, _), *others = sorted(entries.items(), key=lambda pair: -len(pair[1]))
+    return f"{what} {most}" + "".join(f", {value} of {' and '.join(names)}" for value, names in others)
 
 
 def _tensors(count: int | None) -> str:
