@@ -67,7 +67,7 @@ class OffsetConfig(MethodConfig):
         default="none", description="of channels, trained, where their means (shift) or deviations (scale) differ most"
     )
     offset_ratio: float = Field(
-        default=0.3, ge=0, le=1, description="share with shifts, and with scales, of the tensors that can have them"
+        default=0.3, gt=0, le=1, description="share with shifts, and with scales, of the tensors that can have them"
     )
     offset_learning_rate: float | None = Field(
         default=None,
@@ -239,11 +239,6 @@ def check_offsets(network: QuantizedNetwork, config: OffsetConfig) -> None:
         raise UserError(
             f"method.offsets = '{config.offsets}' needs training.kernel = 'eager' or 'compiled': the others round all "
             "channels of a tensor alike"
-        )
-    if not config.offset_ratio:
-        raise UserError(
-            f"method.offset_ratio = 0 chooses no tensor for method.offsets = '{config.offsets}': give a ratio above 0, "
-            "or offsets = 'none'"
         )
     scales = config.offsets == "scale"
     if not (scalable(network) if scales else shiftable(network)):

@@ -145,7 +145,7 @@ def test_the_report_says_what_the_table_says(whole: Ring) -> None:
         spread = row.psnr["SetA"]
         assert f"| {row.entry} | 2 | 2 | {spread.mean:.3f} +- {spread.deviation:.3f} |" in page
     assert "| FP32 | 32 | - |" in page
-    assert "| 3 of 6 |" in page
+    assert "| 3/6 |" in page
     assert "budget 6 steps of 2 patches of 8x8, float32, seeds 1, 2" in page
     assert "1280x720 out" in page
     plain = json.loads(paths[2].read_text())

@@ -63,7 +63,7 @@ def score_cells(ring: Ring, rows: Sequence[Row]) -> tuple[list[str], list[list[s
 
 def cost_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Columns and lines of what people see of the costs."""
-    columns = ["entry", "bits", "levels w/a", "G BitOPs", "kB", "gradient steps", "ms/step", "peak MB"]
+    columns = ["entry", "bits", "levels w/a", "G BitOPs", "kB", "steps", "ms/step", "peak MB"]
     return columns, [_cost_line(row) for row in rows]
 
 
@@ -207,12 +207,12 @@ def _cost_line(row: Row) -> list[str]:
 
 
 def _gradient_steps(row: Row) -> str:
-    """Those of all steps, where they are fewer."""
+    """Those of the optimiser, of all steps where they are fewer."""
     learnt = row.largest("gradient_steps")
     if learnt is None:
         return _NOT_THERE
     every = 0 if row.budget is None else row.budget[0]
-    return str(learnt) if learnt == every else f"{learnt} of {every}"
+    return str(learnt) if learnt == every else f"{learnt}/{every}"
 
 
 def _spread(spread: Spread | None, digits: int) -> str:
