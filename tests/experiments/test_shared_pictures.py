@@ -33,5 +33,9 @@ def test_all_folders_are_looked_at(tmp_path: Path, place: Place) -> None:
     pictures = training_pictures([place.pictures, more])
     assert [path.parent for path in pictures] == [place.pictures] * 3 + [more / "HR"]
     refuse_shared("benchmark", set_pictures(place.benchmark), "training", pictures)
+    copy = tmp_path / "another name.png"
+    copy.write_bytes((more / "HR" / "p0.png").read_bytes())
+    with pytest.raises(UserError, match="another name"):
+        refuse_shared("benchmark", [copy], "training", pictures)
     with pytest.raises(UserError, match=rf"the benchmark picture '{more}/HR/p0\.png' is a training picture too"):
         refuse_shared("benchmark", set_pictures(more), "training", pictures)

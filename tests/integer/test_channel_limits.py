@@ -23,6 +23,7 @@ from srquant.integer.rewrites import optimize
 from srquant.quantizers import QuantizedNetwork, save_artefact
 from srquant.quantizers.deployment import deploy
 from srquant.quantizers.grid import IMAGE_GRID, Grid
+from srquant.quantizers.offsets import ChannelQuantizer
 
 
 def test_codes_are_raised_and_then_lowered() -> None:
@@ -90,16 +91,21 @@ def test_windows_behind_a_relu(shift: float) -> None:
     assert np.array_equal(open_engine(deployed, "onnxruntime").run(picture), reference.run(made, picture))
 
 
-@pytest.mark.parametrize(("offset_bits", "held"), [(None, "levels in 8 bit, factors in float32"), (4, "of 4 bit")])
-def test_info_tells_what_remains(offset_bits: int | None, held: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("offset_bits", "held"), [(None, ("8 bit", "float32")), (4, ("4 bit", "4 bit"))])
+def test_info_tells_what_remains(offset_bits: int | None, held: tuple[str, str], tmp_path: Path) -> None:
     path = tmp_path / "offsets.safetensors"
     for shifts in (True, False):
         deployed = deploy(offset_network("edsr_x2", 2, shifts=shifts, offset_bits=offset_bits))
         save_artefact(deployed, path)
         told, limits = dict(describe_model(deployed, path)), lower(deployed).channel_limits()
         assert bool(limits) == shifts
-        tensors = f"{len(deployed.offsets())} tensors with levels or a factor per channel, {held}"
-        assert told["offsets"] == f"{tensors}; {sum(limits.values())} limits per channel remain"
+        tensors = [q for q in deployed.activation_quantizers().values() if isinstance(q, ChannelQuantizer)]
+        shifted, scaled = (sum(getattr(q, part) is not None for q in tensors) for part in ("lowest", "factors"))
+        parts = [f"{shifted} tensors with levels per channel ({held[0]})"] * bool(shifted)
+        parts += [f"{scaled} tensor{'s' * (scaled > 1)} with a factor per channel ({held[1]})"] * bool(scaled)
+        assert told["offsets"] == f"{', '.join(parts)}; {sum(limits.values())} limits per channel remain"
+        assert bool(shifted) == shifts
+        assert scaled
         listed = dict(part.split(" ") for part in told["limits"].split(", ")) if shifts else {}
         assert {f"quantizers_{name}": count for name, count in listed.items()} == {
             n: f"({c})" for n, c in limits.items()

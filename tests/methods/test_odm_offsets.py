@@ -10,6 +10,7 @@ import pytest
 import torch
 from objectives import batch, float_network, objective
 from offset_objectives import OPTIONS, low_bit, made, moved, steps
+from torch import Tensor
 
 from srquant.config import TrainingConfig
 from srquant.engines import open_engine
@@ -259,6 +260,27 @@ def test_free_shifts_are_a_simulation():
         deploy(trained.network)
 
 
+def test_free_shifts_of_whole_steps_train_like_whole_ones():
+    found: list[list[Tensor]] = []
+    for kind in ("whole", "free"):
+        trained = made(options={"offset_steps": kind, "offsets": "shift"})
+        quantizer = next(iter(low_bit(trained).values()))
+        quantizer.offsets["shifts"] = True
+        with torch.no_grad():
+            quantizer.lower.fill_(-1)
+            quantizer.upper.fill_(2)
+            quantizer.shift_steps.copy_(torch.arange(quantizer.channels) - 3)
+        values = 2 * torch.randn(2, quantizer.channels, 6, 6, generator=torch.Generator().manual_seed(1))
+        values.requires_grad_()
+        rounded = quantizer.round(values, quantizer.lower, quantizer.upper)
+        (rounded * torch.linspace(-1, 2, rounded.numel()).view_as(rounded)).sum().backward()
+        grads = values.grad, quantizer.lower.grad, quantizer.upper.grad, quantizer.shift_steps.grad
+        found.append([rounded.detach(), *(grad for grad in grads if grad is not None)])
+    assert len(found[0]) == 5
+    for whole, free in zip(*found, strict=True):
+        torch.testing.assert_close(free, whole, rtol=1e-4, atol=1e-4)
+
+
 def test_a_scaled_tensor_is_itself_but_for_its_grid():
     trained = made(options={"offsets": "scale"})
     steps(trained, epochs=1)
@@ -290,7 +312,7 @@ def test_what_cannot_be_is_refused():
         made("rdn", placement="ddtb-official").check(TrainingConfig())
     with pytest.raises(UserError, match="none is read by convolutions alone and made by one; use"):
         made("srresnet", {"offsets": "scale"}, placement="full").check(TrainingConfig())
-    with pytest.raises(UserError, match="offset_ratio.*greater than 0"):
+    with pytest.raises(UserError, match=r"offset_ratio.*greater than 0"):
         made(options={"offset_ratio": 0})
     with pytest.raises(UserError, match="calibration_batches above 0"):
         made(options={"calibration_batches": 0})

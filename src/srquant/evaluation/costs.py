@@ -35,7 +35,7 @@ def bit_operations(model: SRNetwork | QuantizedNetwork, height: int, width: int)
     """BitOPs of all convolutions for one picture.
 
     A convolution with float weights counts 32 bits for them, one that reads a float tensor 32 bits for that. A tensor
-    with offsets counts the bits of a channel's window, though convolutions read it as 8-bit codes. Gates, which
+    with shifted channels counts the bits of their windows, though convolutions read it as 8-bit codes. Gates, which
     multiply a few hundred numbers of pooled features, are not counted, nor are limits per channel.
 
     Args:

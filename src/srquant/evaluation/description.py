@@ -117,9 +117,16 @@ def _offsets(model: QuantizedNetwork) -> list[tuple[str, str]]:
     if not tensors:
         return []
     bits, limits = tensors[0].offset_bits, lower(model).channel_limits()
-    held = "levels in 8 bit, factors in float32" if bits is None else f"of {bits} bit"
-    remain = f"{sum(limits.values())} limits per channel remain"
-    told = [("offsets", f"{len(tensors)} tensors with levels or a factor per channel, {held}; {remain}")]
+    kinds = {
+        f"levels per channel ({bits or 8} bit)": sum(q.lowest is not None for q in tensors),
+        f"a factor per channel ({'float32' if bits is None else f'{bits} bit'})": sum(
+            q.factors is not None for q in tensors
+        ),
+    }
+    held = ", ".join(f"{count} tensor{'s' * (count > 1)} with {kind}" for kind, count in kinds.items() if count)
+    count = sum(limits.values())
+    remain = "1 limit per channel remains" if count == 1 else f"{count} limits per channel remain"
+    told = [("offsets", f"{held}; {remain}")]
     listed = ", ".join(f"{name.removeprefix('quantizers_')} ({count})" for name, count in limits.items())
     return [*told, ("limits", listed)] if limits else told
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -38,9 +39,12 @@ def refuse_shared(kind: str, pictures: Iterable[Path], other: str, others: Itera
         others: the other pictures.
 
     Raises:
-        UserError: a picture is in both.
+        UserError: a picture, or a copy of its file, is in both.
     """
-    seen = {path.resolve() for path in others}
-    both = next((path for path in pictures if path.resolve() in seen), None)
+    sizes: dict[int, list[Path]] = {}
+    for path in others:
+        sizes.setdefault(path.stat().st_size, []).append(path)
+    alike = ((path, seen) for path in pictures for seen in sizes.get(path.stat().st_size, ()))
+    both = next((path for path, seen in alike if filecmp.cmp(path, seen, shallow=False)), None)
     if both is not None:
         raise UserError(f"the {kind} picture '{both}' is a {other} picture too; name a folder of its own")

@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import nn
 
 from srquant.config import DataConfig, Experiment, build
-from srquant.errors import UserError
+from srquant.errors import NotFiniteError, UserError
 from srquant.experiments.pictures import refuse_shared, set_pictures, training_pictures
 from srquant.experiments.starting import check, make_objective, sha256_of_weights, start_network
 from srquant.files import sha256
@@ -239,6 +239,8 @@ def _result(network: SRNetwork, objective: Objective, folder: Path, steps: int, 
     }
     try:
         deployed = deploy(simulated)
+    except NotFiniteError:
+        raise
     except UserError as error:
         digest = sha256(checkpoint.folder / "manifest.json")
         return Trained(folder, True, steps, steps, score, simulated, None, str(error), digest)

@@ -155,7 +155,8 @@ class OffsetBounds(PassingBounds):
         if not self.offsets["shifts"]:
             return super().round(values, lower, upper)
         if self.config.offset_steps == "free":
-            shift = (self.shift_steps * self.step()).view(1, -1, 1, 1)
+            step = (upper.clamp(min=0) - lower.clamp(max=0)).clamp(min=SMALLEST_RANGE) / (2**self.bits - 1)
+            shift = (self.shift_steps * step).view(1, -1, 1, 1)
             moved = fake_quantize_between(values + shift, lower, upper, self.bits, gradient=self.gradient)
             return (moved - shift).to(values.dtype)
         bits, steps = self.bits, self.config.offset_bits

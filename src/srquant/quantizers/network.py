@@ -132,6 +132,11 @@ class QuantizedNetwork(nn.Module):
         """Names of the tensors whose channels have windows or factors of their own."""
         return [name for name, q in self.activation_quantizers().items() if isinstance(q, ChannelQuantizer)]
 
+    def shifted(self) -> list[str]:
+        """Names of the tensors whose channels have windows of their own."""
+        quantizers = self.activation_quantizers()
+        return [n for n, q in quantizers.items() if isinstance(q, ChannelQuantizer) and q.lowest is not None]
+
     def convolutions(self) -> dict[str, QuantConv2d]:
         """The quantised convolutions by the name they have in the float network."""
         return {name: m for name, m in self.graph.named_modules() if isinstance(m, QuantConv2d)}

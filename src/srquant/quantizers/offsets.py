@@ -1,8 +1,8 @@
 """Channels that are rounded to levels of their own: the selective distribution offsets of ODM, as they are deployed.
 
-A tensor with offsets is held in 8-bit codes of one carrier grid, scale `s` and zero point `z`. Each channel may use
-2^b of the 256 codes, a *window* that starts where this channel's values lie, and may be multiplied by a factor of
-its own before it is rounded:
+A tensor with shifts is held in 8-bit codes of one carrier grid, scale `s` and zero point `z`. Each channel may use 2^b
+of the 256 codes, a *window* that starts where this channel's values lie, and may be multiplied by a factor of its own
+before it is rounded; a tensor with factors alone keeps its b-bit grid:
 
     code = z + clip(round(A_c * x / s), lowest_c, lowest_c + 2^b - 1),   lowest_c = lowest + round(-t_c)
 
@@ -12,11 +12,10 @@ one per channel and, where windows start apart, a lowest one (`ChannelClip`: ONN
 tensor have one highest code for all, and rounding ends at 0 by itself. With all low-bit tensors of an EDSR shifted that
 is about a tenth of its time on ONNX Runtime (`benchmarks/offsets.py`); factors cost nothing.
 
-The factor is undone by the convolutions that read the tensor:
-their weights are rounded after they were divided by `A` along the input channels. Where a convolution makes the
-tensor, `A` goes into its steps and its bias, which have one value per output channel anyway; where an 8-bit tensor
-is rounded to fewer bits, into that operation. Paper and choices: `srquant.methods.offsets`; offsets of few bits:
-`srquant.quantizers.offset_codes`.
+The factor is undone by the convolutions that read the tensor: their weights are rounded after they were divided by `A`
+along the input channels. Where a convolution makes the tensor, `A` goes into its steps and its bias, which have one
+value per output channel anyway; where an 8-bit tensor is rounded to fewer bits, into that operation. Paper and choices:
+`srquant.methods.offsets`; offsets of few bits: `srquant.quantizers.offset_codes`.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from srquant.config import RangeMethod
-from srquant.errors import UserError, unknown
+from srquant.errors import NotFiniteError, UserError, unknown
 
 _BINS = 4096
 _LARGEST = float(np.finfo(np.float32).max)
@@ -60,12 +60,12 @@ class RangeObserver:
         """Take in one tensor of any shape.
 
         Raises:
-            UserError: it holds NaN or infinite values (the network diverges on the calibration pictures).
+            NotFiniteError: it holds NaN or infinite values (the network diverges on the calibration pictures).
         """
         if self.phase == "extremes":
             lower, upper = map(float, torch.aminmax(values.detach()))
             if not (np.isfinite(lower) and np.isfinite(upper)):
-                raise UserError(f"the activation range {lower}..{upper} is not finite: is the network damaged?")
+                raise NotFiniteError(f"the activation range {lower}..{upper} is not finite: is the network damaged?")
             self.lower = min(self.lower, lower)
             self.upper = max(self.upper, upper)
         else:

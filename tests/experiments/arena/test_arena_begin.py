@@ -293,8 +293,23 @@ def test_half_a_run_is_begun_anew(tmp_path: Path, place: Place) -> None:
     one, warnings = stopped(tmp_path / "arena", place, 1), Warnings()
     (one.folder / "runs" / "pams-2bit-seed1" / "config.toml").unlink()
     begin(one, resume=True, progress=warnings)
-    assert [told.split(": ")[-1] for told in warnings.told] == ["its settings are missing"]
+    assert [told.split(": ")[-1] for told in warnings.told] == [
+        "it was begun with settings that are missing; it came to step 1"
+    ]
     assert [outcome.status for outcome in sitting(one)] == ["finished"]
+
+
+def test_a_run_that_came_further_is_kept_without_its_settings(tmp_path: Path, place: Place) -> None:
+    one = stopped(tmp_path / "arena", place, 2)
+    run = one.folder / "runs" / "pams-2bit-seed1"
+    settings = (run / "config.toml").read_bytes()
+    for _ in ("begun", "finished"):
+        (run / "config.toml").unlink()
+        with pytest.raises(UserError, match=r"its run '.*' was begun with settings that are missing; rename"):
+            begin(one, resume=True)
+        (run / "config.toml").write_bytes(settings)
+        sitting(one)
+    assert one.finished(one.contenders[-1])
 
 
 def test_a_run_that_goes_on_has_not_failed(tmp_path: Path, place: Place) -> None:

@@ -179,12 +179,18 @@ def test_weights_and_pictures_have_to_be_named(missing: str, message: str, tmp_p
 
 def test_the_arenas_of_the_project(place: Place) -> None:
     files = sorted((ROOT / "experiments" / "arena").rglob("*.toml"))
-    names = {"edsr-x2.toml", "edsr8-x2.toml", "edsr8-x2-short.toml", "odm-ablation-edsr8-x2.toml"}
+    names = {
+        "edsr-x2.toml",
+        "edsr8-x2.toml",
+        "edsr8-x2-short.toml",
+        "odm-4bit-edsr8-x2.toml",
+        "odm-ablation-edsr8-x2.toml",
+    }
     assert {file.name for file in files} == names
     for file in files:
         arena = open_arena(file, weights=place.network, data=[place.pictures], validation=place.validation)
         methods = {one.method for one in contenders(arena)}
-        if "ablation" in file.name:
+        if file.name.startswith("odm-"):
             assert methods == {"float", "odm"}
         else:
             assert methods >= {"float", "post-training", "ddtb", "pams", "daq", "lsq"}

@@ -346,13 +346,15 @@ def test_a_row_with_offsets_says_that_levels_are_those_of_channels(tmp_path: Pat
     one = ring(tmp_path / "arena", place, entry=entries, arena={"seeds": [1]})
     sitting(one)
     model = srquant.load(one.folder / "runs" / "offsets-2bit-seed1" / "quantized.safetensors")
-    count = len(model.offsets())
+    count = len(model.shifted())
     assert count > 1
     row = by_name(one)["offsets"]
     assert row.largest("offset_tensors") == count
     assert 2 <= (row.largest("activation_levels") or 0) <= 4
     page = markdown(one, table(one))
-    assert f"- offsets at 2 bit: levels counted per channel: {count} tensors with offsets; BitOPs count" in page
+    assert (
+        f"- offsets at 2 bit: levels counted per channel: {count} tensors with shifted channels; BitOPs count" in page
+    )
     assert "PAMS at 2 bit: levels" not in page
 
 

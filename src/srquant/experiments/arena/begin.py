@@ -132,11 +132,11 @@ def _outdated(ring: Ring) -> dict[Path, str]:
     for contender in ring.contenders:
         run = ring.run(contender)
         was, now = _begun(run), _wanted(contender)
-        if was is None and contender.experiment is not None and _has_files(run):
-            found[run] = "its settings are missing"
-        if was is None or was == now:
+        is_lost = was is None and contender.experiment is not None and _has_files(run)
+        if was == now or (was is None and not is_lost):
             continue
-        change, vain = _difference(was, now), _came_to_nothing(run)
+        change = "settings that are missing" if was is None else _difference(was, now)
+        vain = _came_to_nothing(run)
         if ring.result(contender) is not None or vain is None:
             raise UserError(
                 f"entry '{contender.entry}': its run '{run}' was begun with {change}; rename the entry, or remove that "
@@ -151,7 +151,7 @@ def _begun(run: Path) -> dict[str, Any] | None:
     config, artefact = run / CONFIG_FILE, run / ARTEFACT_FILE
     if config.exists():
         return _told(build(Experiment, read_toml(config)))
-    if is_artefact(artefact):
+    if is_artefact(artefact) and find_checkpoint(run, "last") is None:
         return _calibration(load_artefact(artefact).quantization.model_dump(mode="json"))
     return None
 

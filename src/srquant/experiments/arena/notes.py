@@ -77,4 +77,4 @@ def _shared(what: str, told: Iterable[tuple[str, str]]) -> str:
 
 
 def _tensors(count: int | None) -> str:
-    return f"{count} tensor{'s' * (count != 1)} with offsets"
+    return f"{count} tensor{'s' * (count != 1)} with shifted channels"

@@ -41,7 +41,7 @@ class Result(BaseModel):
         weight_levels: the most levels of low-bit weights in an output channel; None in float.
         activation_levels: the most levels of a low-bit tensor, of its richest channel where `offset_tensors` or the
             simulation have grids of channels; None in float.
-        offset_tensors: how many deployed tensors have channels with offsets.
+        offset_tensors: how many deployed tensors have shifted channels.
         bit_operations: for an output of `output_size`.
         storage_bytes: of the weights, packed.
     """
@@ -95,7 +95,7 @@ class Ring:
 
     @cached_property
     def contenders(self) -> tuple[Contender, ...]:
-        """See `srquant.experiments.arena.contenders`."""
+        """See `srquant.experiments.arena.plan.contenders`."""
         return tuple(contenders(self.arena))
 
     @cached_property

@@ -154,7 +154,7 @@ def _result(ring: Ring, contender: Contender, trained: Trained, network: SRNetwo
         "placement": str(model.placement),
         "weight_levels": weight_levels,
         "activation_levels": activation_levels,
-        "offset_tensors": len(model.offsets()),
+        "offset_tensors": len(model.shifted()),
         "storage_bytes": storage_bytes(model),
     }
     experiment = contender.experiment
