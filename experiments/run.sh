@@ -15,4 +15,4 @@ trap 'rm -rf "$site"' EXIT
 "$python" -m pip install --quiet --disable-pip-version-check --root-user-action=ignore \
     --no-index --no-deps --no-compile --target "$site" "$wheels"/*.whl
 PYTHONPATH="$site:$home/src${PYTHONPATH:+:$PYTHONPATH}" \
-    "$python" -m srquant.cli experiments run --folder "$home/experiments" "$@"
+    "$python" -m srquant experiments run --folder "$home/experiments" "$@"

@@ -86,5 +86,15 @@ def test_the_words_of_errors() -> None:
         "unknown engine 'torhc'; known: torch, onnx; did you mean 'torch'?"
     )
     assert str(unknown("engine", "zzz", ["torch"])) == "unknown engine 'zzz'; known: torch"
+    many = [f"body-{i}" for i in range(24)]
+    assert str(unknown("tensor", "body-3x", many)).startswith(
+        "unknown tensor 'body-3x'; known: body-0, body-1, body-2, "
+    )
+    assert str(unknown("tensor", "tale", [*many, "tail"], "the list")) == (
+        "unknown tensor 'tale'; known: 25 ('the list' lists them), such as tail; did you mean 'tail'?"
+    )
+    assert str(unknown("tensor", "zzz", [*many, "tail"])) == (
+        "unknown tensor 'zzz'; known: 25, such as body-0, body-1, body-2"
+    )
     assert isinstance(missing_package("onnx", "export", "onnx"), ValueError)
     assert str(missing_package("p", "x", "e")) == "x needs the package 'p': pip install 'srquant[e]'"

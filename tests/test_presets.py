@@ -122,6 +122,20 @@ def test_an_unknown_preset_names_the_nearest() -> None:
         presets.open_experiment("results")
     with pytest.raises(UserError, match="unknown preset"):
         presets.text("../config")
+    with pytest.raises(UserError, match="'srquant presets' lists them") as caught:
+        presets.open_experiment("n" * 300)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_path_that_is_there_is_no_unknown_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x.safetensors").touch()
+    (tmp_path / "edsr-x2").mkdir()
+    with pytest.raises(UserError, match=r"' is a folder; allowed: the name of a preset, or a file that ends in .toml$"):
+        presets.open_experiment(tmp_path)
+    with pytest.raises(UserError, match=r"x.safetensors' is no TOML file; allowed: the name of a preset"):
+        presets.open_experiment(tmp_path / "x.safetensors")
+    monkeypatch.chdir(tmp_path)
+    assert presets.open_experiment("edsr-x2").network.name == "edsr"
 
 
 def test_words_change_a_preset() -> None:

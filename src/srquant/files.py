@@ -55,6 +55,17 @@ def check_target(target: Path) -> None:
         raise UserError(f"cannot write '{target}': the folder '{target.parent}' is not writable")
 
 
+def check_apart(target: Path, *others: Path | str | None) -> None:
+    """Refuse to write over a file that is read, or written, too.
+
+    Raises:
+        UserError: `target` is one of the others, wherever links lead; None and what is no path is passed over.
+    """
+    for other in others:
+        if other is not None and target.resolve() == Path(other).resolve():
+            raise UserError(f"cannot write '{target}': it would take the place of '{other}'; name another file")
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of a file as 64 hexadecimal digits."""
     with path.open("rb") as file:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from calling import run
+from PIL import Image
 from small_quantized import float_network, noise, quantized_network
 
 import srquant
@@ -39,6 +40,8 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "empty").mkdir()
     (folder / "damaged").mkdir()
     (folder / "damaged" / "a.png").write_bytes(b"\x89PNG no picture")
+    (folder / "deep" / "HR").mkdir(parents=True)
+    Image.fromarray(np.full((36, 40), 65535, np.uint16)).save(folder / "deep" / "HR" / "a.png")
     return folder
 
 
@@ -147,11 +150,21 @@ def test_every_command_has_help(command: str) -> None:
     assert command in told
 
 
+def test_export_asks_for_no_exported_file() -> None:
+    told = run("export", "--help")
+    assert "Float checkpoint or quantised artefact." in told
+    assert "exported file" not in told
+
+
 MISTAKES: dict[str, tuple[str, str]] = {
     "info of a missing model": ("info missing.safetensors", "missing.safetensors.*no such file"),
     "info of a missing onnx file": ("info missing.onnx", "no such file"),
-    "info of a folder": ("info pictures", "pictures"),
-    "info of a picture": ("info pictures/p0.png", "allowed: .safetensors, .pth, .pt"),
+    "info of a folder": ("info pictures", "cannot load 'pictures': it is a folder"),
+    "info of a picture": (
+        "info pictures/p0.png",
+        "suffix is '.png'; allowed: .safetensors, .pth, .pt, .onnx, .xml, .tflite",
+    ),
+    "evaluate a model without a suffix": ("evaluate nofile --data Set2", "'nofile': there is no such file"),
     "info of a cut checkpoint": ("info broken.safetensors", "broken.safetensors"),
     "info of a cut artefact": ("info broken_artefact.safetensors", "broken_artefact.safetensors"),
     "info of a broken onnx file": ("info broken.onnx", "not a readable .onnx model"),
@@ -191,6 +204,18 @@ MISTAKES: dict[str, tuple[str, str]] = {
         "quantize net.safetensors -o q.pth --data pictures",
         "ends in '.safetensors', not '.pth'",
     ),
+    "quantize in place": (
+        "quantize net.safetensors -o ./net.safetensors --data pictures",
+        "would take the place of 'net.safetensors'",
+    ),
+    "quantize over its calibration file": (
+        "quantize net.safetensors -o q.safetensors --data pictures --save-ranges q.safetensors",
+        "would take the place of 'q.safetensors'",
+    ),
+    "ranges in another file": (
+        "quantize net.safetensors -o q.safetensors --data pictures --save-ranges x.txt",
+        "a calibration file ends in .json",
+    ),
     "export to an unknown format": ("export net.safetensors --to tflite -o a.tflite", "unknown format 'tflite'"),
     "export to a wrong suffix": ("export int8.safetensors --to onnx -o a.xml", "ends in '.onnx', not '.xml'"),
     "export an exported file": ("export int8.onnx -o a.onnx", "exported file already"),
@@ -202,7 +227,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "verify with a missing picture": ("verify int8.safetensors --picture no.png", "no.png"),
     "evaluate on an unknown engine": (
         "evaluate net.safetensors --data Set2 --engine tourch",
-        "unknown engine 'tourch'.*did you mean 'torch'",
+        "unknown engine 'tourch'; known: auto, simulate, .*did you mean 'torch'",
     ),
     "evaluate on an engine that cannot": ("evaluate int8.onnx --data Set2 --engine torch", "cannot run 'int8.onnx'"),
     "evaluate a float network by simulation": ("evaluate net.safetensors --data Set2 --engine simulate", "float one"),
@@ -215,6 +240,17 @@ MISTAKES: dict[str, tuple[str, str]] = {
         "does not exist",
     ),
     "upscale a missing picture": ("upscale no.png -o a.png -m int8.onnx", "no.png"),
+    "upscale with a folder for a model": ("upscale pictures/p0.png -o a.png -m pictures", "'pictures': it is a folder"),
+    "upscale a deep picture": ("upscale deep/HR/a.png -o a.png -m int8.onnx", "16 bits .* have it rounded: --to-8bit"),
+    "evaluate on deep pictures": ("evaluate net.safetensors --data deep", "16 bits .*: convert it to 8 bit$"),
+    "quantize with deep pictures": (
+        "quantize net.safetensors -o q.safetensors --data deep/HR",
+        "16 bits .*: convert it to 8 bit$",
+    ),
+    "verify with a deep picture": (
+        "verify int8.safetensors --picture deep/HR/a.png",
+        "16 bits .*: convert it to 8 bit$",
+    ),
     "upscale with a missing model": ("upscale pictures/p0.png -o a.png -m no.onnx", "no such file"),
     "upscale to an unknown format": ("upscale pictures/p0.png -o a.gif -m int8.onnx", "'a.gif'"),
     "upscale into a missing folder": ("upscale pictures/p0.png -o no/a.png -m int8.onnx", "no"),

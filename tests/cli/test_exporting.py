@@ -34,7 +34,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", ["a.onnx", "a.xml", "a.tflite"])
 def test_the_suffix_tells_the_format(name: str, place: Path, tmp_path: Path) -> None:
-    assert str(tmp_path / name) in run("export", place / "int8.safetensors", "-o", tmp_path / name)
+    told = run("export", place / "int8.safetensors", "-o", tmp_path / name)
+    files = sorted(tmp_path.iterdir(), reverse=True)
+    size = sum(file.stat().st_size for file in files)
+    assert f"{' and '.join(map(str, files))} ({size / 1000:.0f} kB)" in told
     assert "exported quantised network" in run("info", tmp_path / name)
 
 

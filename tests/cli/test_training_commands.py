@@ -77,7 +77,8 @@ def test_train_from_float_to_an_artefact(ground: Path) -> None:
     assert (loaded.quantization.weight_bits, loaded.quantization.activation_bits) == (3, 2)
     assert "weights 3, activations 2" in run("info", "q/quantized.safetensors")
     told = run("train", "official.toml", *PICTURES, "--weights", weights)
-    assert "simulation only" in told
+    before, _ = told.split("simulation only")
+    assert "cannot be deployed: quantization.rest = 'float' ('int8' can be)" in before
     assert not list((ground / "runs" / "official").glob("*.safetensors"))
 
 
@@ -93,7 +94,7 @@ def test_train_stops_in_time_and_goes_on(ground: Path) -> None:
 
 
 def test_two_processes_train_together(ground: Path) -> None:
-    command = [sys.executable, "-m", "srquant.cli", "train", "float.toml", *PICTURES, "--devices", "2"]
+    command = [sys.executable, "-m", "srquant", "train", "float.toml", *PICTURES, "--devices", "2"]
     done = subprocess.run(command, cwd=ground, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("wrote") == 1
@@ -113,6 +114,12 @@ def test_experiments_run_and_list(ground: Path) -> None:
     assert run("experiments", "run", *PICTURES) == ""
 
 
+def test_experiments_alone_tells_its_commands() -> None:
+    told = run("experiments")
+    assert told.startswith("Usage: ")
+    assert {"run", "list"} <= set(told.split())
+
+
 def test_an_experiment_that_fails_is_exit_code_1(ground: Path) -> None:
     told = run("experiments", "run", "--data", "empty", "--accelerator", "cpu", code=1)
     assert told.count("failed: ") == 2
@@ -124,6 +131,8 @@ def test_an_experiment_that_fails_is_exit_code_1(ground: Path) -> None:
     [
         ("presets edsr-x5", "unknown preset 'edsr-x5'.*did you mean 'edsr-x"),
         ("train edsr-x5 --data pictures", "unknown preset 'edsr-x5'.*did you mean 'edsr-x"),
+        ("presets foo", "unknown preset 'foo'; known: .* \\('srquant presets' lists them\\)"),
+        ("train pictures --data pictures", "'pictures' is a folder; allowed: the name of a preset"),
         ("train missing.toml --data pictures", "missing.toml.*No such file"),
         ("train wrong.toml --data pictures", "wrong.toml' is no TOML file"),
         ("train float.toml", "no training pictures: name a folder .--data FOLDER"),

@@ -142,7 +142,7 @@ def test_a_killed_process_goes_on(tmp_path: Path, place: Place) -> None:
     words = ["train", "own.toml", "-o", "run", "--data", place.pictures, "--validation", place.validation]
     words += ["--weights", place.network, "--accelerator", "cpu"]
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # the sums of both runs in one order
-    command = [sys.executable, "-m", "srquant.cli", *map(str, words)]
+    command = [sys.executable, "-m", "srquant", *map(str, words)]
     process = subprocess.Popen(command, cwd=tmp_path, env=os.environ | threads)
     while not list(tmp_path.glob("run/checkpoints/last-0000000[4-9]")):
         assert process.poll() is None

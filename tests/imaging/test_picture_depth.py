@@ -9,7 +9,7 @@ import pytest
 from picture_files import one_line, png16, rounded, saved
 from PIL import Image
 
-from srquant.errors import UserError
+from srquant.errors import DepthError, UserError
 from srquant.imaging import read_picture
 
 
@@ -21,7 +21,8 @@ class TestDepth:
         path = png16(tmp_path / "deep.png", samples)
         with pytest.raises(UserError) as error:
             read_picture(path)
-        one_line(error, "deep.png", "16 bits", "reduce_depth")
+        one_line(error, "deep.png", "16 bits", "convert it to 8 bit")
+        assert "to-8bit" not in str(error.value)
         if channels > 1:
             pytest.importorskip("imagecodecs")
         picture = read_picture(path, reduce_depth=True)
@@ -100,6 +101,7 @@ class TestDepth:
             with pytest.raises(UserError) as error:
                 read_picture(path, reduce_depth=allow)
             one_line(error, "a.tif", "32 bits")
+            assert not isinstance(error.value, DepthError)
 
     def test_the_missing_package_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "imagecodecs", None)

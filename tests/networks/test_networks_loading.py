@@ -173,9 +173,12 @@ def test_weights_that_do_not_fit_are_refused(
 
 def test_paths_that_are_no_checkpoint(tmp_path: Path) -> None:
     assert "there is no such file" in refusal(tmp_path / "none.pth")
-    assert "allowed: .safetensors, .pth, .pt" in refusal(tmp_path / "none.onnx")
-    (tmp_path / "folder.pth").mkdir()
-    assert "it is a folder" in refusal(tmp_path / "folder.pth")
+    assert "there is no such file" in refusal(tmp_path / "none")
+    (tmp_path / "a.onnx").touch()
+    assert refusal(tmp_path / "a.onnx").endswith("the suffix is '.onnx'; allowed: .safetensors, .pth, .pt")
+    for folder in ("folder.pth", "folder"):
+        (tmp_path / folder).mkdir()
+        assert "it is a folder" in refusal(tmp_path / folder)
     for suffix in (".pth", ".pt", ".safetensors"):
         (tmp_path / f"empty{suffix}").touch()
         assert "the file is empty" in refusal(tmp_path / f"empty{suffix}")

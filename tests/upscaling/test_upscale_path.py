@@ -215,11 +215,21 @@ def test_paths_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         upscale_path(BoxEngine(channels=2), source, tmp_path / "out.png")
 
 
+def test_a_folder_that_takes_no_files_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(**_: object) -> None:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    source = save(tmp_path / "a.png")
+    monkeypatch.setattr("srquant.upscaling.files.tempfile.TemporaryDirectory", refused)
+    with pytest.raises(UserError, match=r"out.png': the folder '.*' is not writable"):
+        upscale_path(NearestEngine(), source, tmp_path / "out.png")
+
+
 def test_deep_pictures_are_reduced_only_when_asked(tmp_path: Path) -> None:
     from PIL import Image
 
     Image.fromarray(np.full((4, 4), 65535, np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(UserError, match="16 bits per channel"):
+    with pytest.raises(UserError, match=r"16 bits per channel.* --to-8bit \(in Python reduce_depth\)$"):
         upscale_path(NearestEngine(), tmp_path / "deep.png", tmp_path / "out.png")
     upscale_path(NearestEngine(), tmp_path / "deep.png", tmp_path / "out.png", reduce_depth=True)
     result = read_picture(tmp_path / "out.png")

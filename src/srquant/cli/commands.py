@@ -131,8 +131,10 @@ def quantize(
 
     from srquant import jobs
     from srquant.evaluation.description import describe_model
+    from srquant.files import check_apart
     from srquant.quantizers import save_artefact
 
+    check_apart(target, file, ranges_from, save_ranges)
     if ranges_from is not None:
         quantized = jobs.quantize(file, data, ranges_from=ranges_from, save_ranges=save_ranges, progress=output.Bars())
     else:

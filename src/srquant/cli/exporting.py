@@ -9,14 +9,13 @@ from typing import Annotated
 import typer
 
 from srquant.cli import output
-from srquant.cli.commands import ModelArgument
 from srquant.errors import UserError, unknown
 
 _WRITERS = ("srquant", "litert-torch")
 
 
 def export(
-    model: ModelArgument,
+    model: Annotated[Path, typer.Argument(help="Float checkpoint or quantised artefact.")],
     target: Annotated[Path, typer.Option("-o", "--output", help="File to write: .onnx, .xml or .tflite.")],
     to: Annotated[str | None, typer.Option(help="onnx, openvino or litert; by default as the suffix tells.")] = None,
     shape: Annotated[
@@ -69,7 +68,9 @@ def export(
             allow_float=allow_float,
             progress=output.Bars(),
         )
-    told = [("wrote", f"{target} ({target.stat().st_size / 1000:.0f} kB)")]
+    files = [target, *([target.with_suffix(".bin")] if form == "openvino" else [])]
+    size_of_all = sum(file.stat().st_size for file in files)
+    told = [("wrote", f"{' and '.join(map(str, files))} ({size_of_all / 1000:.0f} kB)")]
     if form == "litert":
         told += _told_by(target)
     output.pairs(told)

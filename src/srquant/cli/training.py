@@ -23,7 +23,13 @@ BudgetOption = Annotated[float | None, typer.Option(help="Seconds after which th
 QueueOption = Annotated[Path, typer.Option(help="Folder of experiments, one TOML file each.")]
 RunsOption = Annotated[Path, typer.Option(help="Folder of the runs and of results.csv.")]
 
-experiments = typer.Typer(help="Train a folder of experiments, one after another.", no_args_is_help=True)
+experiments = typer.Typer(help="Train a folder of experiments, one after another.")
+
+
+@experiments.callback(invoke_without_command=True)
+def _experiments(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 def presets(

@@ -28,8 +28,8 @@ def verify(
     """Compare engines with the integer reference, in output levels; exit code 1 where equality is promised and broken.
 
     Also told is what becomes of flat pictures: white, black and a grey ramp. With --float the exit code is 1 too where
-    an engine is off by more than 1 level from what the float network makes of them; a border that is off by more than
-    16 levels more is warned of.
+    an engine makes white darker, black brighter or the ramp fall deeper than the float network does, by more than 1
+    level; a border that is off by more than 16 levels more is warned of.
     """
     from srquant.engines import ExportedFile, load
     from srquant.evaluation.verification import judge_float, verify
@@ -79,7 +79,7 @@ def _show_flat(found: Sequence[Verification], wanted: FlatPictures | None) -> bo
     """Print what becomes of flat pictures, once for all engines that agree; returns whether the float one is better."""
     alike: dict[str, list[str]] = {}
     for one in found:
-        verdict = "; ".join(one.flat.faults(wanted)) or "good within 1 level"
+        verdict = "; ".join(one.flat.faults(wanted)) or "white, black and the ramp good within 1 level"
         alike.setdefault(f"{one.flat}: {verdict}" if one.flat.judged else str(one.flat), []).append(one.engine)
     rows = [] if wanted is None else [("flat pictures, float network", str(wanted))]
     rows += [

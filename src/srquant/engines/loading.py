@@ -47,7 +47,7 @@ def load(path: Path | str) -> Model:
     path = Path(path)
     if path.suffix in SUFFIXES:
         return read_exported(path)
-    return load_artefact(path) if is_artefact(path) else load_network(path)
+    return load_artefact(path) if is_artefact(path) else load_network(path, others=SUFFIXES)
 
 
 def open_engine(model: Model, name: str = "auto", *, threads: int | None = None) -> Engine:
@@ -64,7 +64,7 @@ def open_engine(model: Model, name: str = "auto", *, threads: int | None = None)
     if name == "auto":
         name = _automatic(model)
     if name not in ENGINES:
-        raise unknown("engine", name, ENGINES)
+        raise unknown("engine", name, ("auto", *ENGINES))
     if isinstance(model, ExportedFile):
         return _open_exported(model, name, threads)
     if isinstance(model, QuantizedNetwork):

@@ -104,6 +104,8 @@ def train(
         experiment = _with_first_weights(folder, experiment)
     network = start_network(experiment)
     objective = make_objective(experiment, network)
+    if not begun and progress is not None:
+        _warn_of_simulation(experiment, progress)
     scale, channels, config = network.info.scale, network.info.channels, experiment.training
     folders, judge = [Path(place) for place in experiment.data.train], experiment.data.validation
     held_back = None if judge is None else Validation(Path(judge), scale, config.validation_pictures, channels)
@@ -213,6 +215,20 @@ def _forget_what_never_began(folder: Path) -> None:
 def _follows() -> bool:
     """Whether this process was started by another one to train with it; only the first one writes."""
     return int(os.environ.get("LOCAL_RANK", "0")) > 0
+
+
+def _warn_of_simulation(experiment: Experiment, progress: Progress) -> None:
+    """Tell before the first step that nothing will be deployed."""
+    how, method = experiment.quantization, experiment.method
+    if how is None or method is None:
+        return
+    causes = {
+        "quantization.rest = 'float' ('int8' can be)": how.rest == "float",
+        "method.grid = 'official' ('integer' can be)": method.settings.get("grid") == "official",
+    }
+    told = " and ".join(cause for cause, holds in causes.items() if holds)
+    if told:
+        progress.warn(f"what is trained will be a simulation that cannot be deployed: {told}")
 
 
 def _result(network: SRNetwork, objective: Objective, folder: Path, steps: int, best_score: float | None) -> Trained:

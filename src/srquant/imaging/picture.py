@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from srquant.errors import UserError
+from srquant.errors import DepthError, UserError
 from srquant.files import atomic_path
 from srquant.imaging.depth import channel_depth, reduced
 from srquant.imaging.metadata import orientation_of, portable_exif, upright
@@ -92,16 +92,16 @@ def read_picture(path: Path, *, reduce_depth: bool = False) -> Picture:
 
     Raises:
         UserError: the file is missing, a folder, empty, no picture of a known format, damaged or cut short,
-            animated or of several pages, too large, or deeper than 8 bits without `reduce_depth`.
+            animated or of several pages, or too large.
+        DepthError: it is deeper than 8 bits, and `reduce_depth` would help.
     """
     with _one_line_errors(path), path.open("rb") as file:
         if not file.read(1):
             raise UserError(f"'{path}' is empty, not a picture")
         depth = channel_depth(file)
         if depth > (16 if reduce_depth else 8):
-            raise UserError(
-                f"'{path}' has {depth} bits per channel; allowed are 8, up to 16 with reduce_depth (--to-8bit), rounded"
-            )
+            kind = DepthError if depth <= 16 else UserError
+            raise kind(f"'{path}' has {depth} bits per channel, allowed are 8: convert it to 8 bit")
         with Image.open(file, formats=("PNG", "JPEG", "WEBP", "TIFF", "BMP")) as image:
             frames = getattr(image, "n_frames", 1)
             if frames > 1 and image.format != "MPO":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -30,13 +30,17 @@ _ARTEFACT = "srquant_artefact"
 _SHOWN_KEYS = 4
 
 
-def load_network(path: Path) -> SRNetwork:
+def load_network(path: Path, *, others: Sequence[str] = ()) -> SRNetwork:
     """Load a checkpoint of any known network, recognised by its keys; no flags.
 
     Reads `.safetensors`, `.pth` and `.pt` (weights only: pickled code is refused). Takes the state dict out
     of `params_ema`, `params`, `state_dict` or `model` and strips `module.`, `_orig_mod.` and `model.` from
     its keys. Files of `save_network` carry the network's name and config, which have precedence. Loading
     is strict: every key, every shape, finite values; half, bfloat16 and double become float32.
+
+    Args:
+        path: the file.
+        others: suffixes that the caller opens by other means, told among those allowed.
 
     Returns:
         The network in float32 and eval mode on the CPU, gradients on. Torch's random state is untouched.
@@ -45,7 +49,7 @@ def load_network(path: Path) -> SRNetwork:
         UserError: the file cannot be read, holds no known network, or does not fit it.
     """
     try:
-        _require_file(path)
+        _require_file(path, others)
         if path.suffix.lower() == ".safetensors":
             state, metadata = _read_safetensors(path)
         else:
@@ -79,15 +83,15 @@ def save_network(network: SRNetwork, path: Path) -> None:
             raise UserError(f"cannot save '{path}': {_one_line(error)}") from error
 
 
-def _require_file(path: Path) -> None:
+def _require_file(path: Path, others: Sequence[str]) -> None:
     """Refuse what cannot be a checkpoint before anything is read into memory."""
-    if path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"the suffix is '{path.suffix}'; allowed: {', '.join(SUFFIXES)}")
     try:
         if path.is_dir():
             raise UserError("it is a folder")
         if not path.is_file():
             raise UserError("there is no such file")
+        if path.suffix.lower() not in SUFFIXES:
+            raise UserError(f"the suffix is '{path.suffix}'; allowed: {', '.join((*SUFFIXES, *others))}")
         if path.stat().st_size == 0:
             raise UserError("the file is empty")
         mistaken = foreign(path)

@@ -46,7 +46,7 @@ def text(name: str) -> str:
         UserError: there is none of that name; the nearest is told.
     """
     if name not in names():
-        raise unknown("preset", name, names())
+        raise unknown("preset", name, names(), listed_by="srquant presets")
     return (files(__name__) / f"{name}{_SUFFIX}").read_text(encoding="utf-8")
 
 
@@ -74,15 +74,27 @@ def open_experiment(source: Path | str, words: Sequence[str] = ()) -> Experiment
         words: changes such as `training.epochs=3`.
 
     Raises:
-        UserError: no such preset or file, an unknown key, or a value that is not allowed.
+        UserError: no such preset or file, another file or a folder, an unknown key, or a value that is not allowed.
     """
     if not str(source).endswith(_SUFFIX):
+        if str(source) not in names():
+            _refuse_path(Path(source))
         return build(Experiment, changed(tomllib.loads(text(str(source))), words))
     values = read_toml(Path(source))
     try:
         return build(Experiment, changed(_with_preset(values), words))
     except UserError as error:
         raise UserError(f"'{source}': {error}") from error
+
+
+def _refuse_path(path: Path) -> None:
+    """Tell of a path that is there what it is, rather than that no preset has its name."""
+    try:
+        found = "a folder" if path.is_dir() else "no TOML file" if path.exists() else None
+    except OSError:
+        return
+    if found is not None:
+        raise UserError(f"'{path}' is {found}; allowed: the name of a preset, or a file that ends in {_SUFFIX}")
 
 
 def _with_preset(values: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from srquant.engines.base import Engine
-from srquant.errors import UserError, unknown
+from srquant.errors import DepthError, UserError, unknown
 from srquant.imaging import PICTURE_SUFFIXES, Picture, find_pictures, read_picture, write_picture
 from srquant.progress import Progress, Silent
 from srquant.upscaling.colour import check_engine
@@ -139,7 +139,10 @@ def _upscale_file(
 
 def _prepare(source: Path, result: Path, scale: int, writing: _Writing) -> Picture:
     """Read a picture and make sure that its enlargement can be written, before any time is spent on it."""
-    picture = read_picture(source, reduce_depth=writing.reduce_depth)
+    try:
+        picture = read_picture(source, reduce_depth=writing.reduce_depth)
+    except DepthError as error:
+        raise UserError(f"{error}, or have it rounded: --to-8bit (in Python reduce_depth)") from error
     _rehearse(result, picture, scale, writing.quality)
     return picture
 
@@ -162,7 +165,8 @@ def _rehearse(result: Path, picture: Picture, scale: int, quality: int) -> None:
             except UserError as error:
                 raise UserError(str(error).replace(str(trial), str(result))) from error
     except FileNotFoundError as error:
-        raise UserError(f"cannot write '{result}': the folder '{result.parent}' does not exist") from error
+        why = "is not writable" if result.parent.is_dir() else "does not exist"
+        raise UserError(f"cannot write '{result}': the folder '{result.parent}' {why}") from error
     except OSError as error:
         raise UserError(f"cannot write '{result}': {error.strerror}") from error
 
