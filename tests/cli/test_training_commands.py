@@ -111,7 +111,7 @@ def test_experiments_run_and_list(ground: Path) -> None:
     assert [row["experiment"] for row in rows] == ["010-float", "020-ddtb"]
     assert all(float(row["SetA_psnr"]) > 5 for row in rows)
     assert run("experiments", "list").count("finished") == 2
-    assert run("experiments", "run", *PICTURES) == ""
+    assert run("experiments", "run", *PICTURES) == "nothing to do  no experiment is left that could run\n"
 
 
 def test_experiments_alone_tells_its_commands() -> None:

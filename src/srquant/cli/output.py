@@ -22,7 +22,7 @@ class Bars:
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[note]}", markup=False),
         )
         self._progress = RichProgress(*columns, console=errors, transient=True, disable=not sys.stderr.isatty())

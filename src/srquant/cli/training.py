@@ -147,10 +147,12 @@ def run_experiments(
         engine=engine,
         progress=output.Bars(),
     )
-    failed = False
+    outcome, failed = None, False
     for outcome in outcomes:
         failed |= outcome.status == "failed"
         output.pairs([(outcome.name, f"{outcome.status}: {outcome.message}")])
+    if outcome is None:
+        output.pairs([("nothing to do", "no experiment is left that could run")])
     if failed:
         raise typer.Exit(1)
 
