@@ -78,8 +78,6 @@ def quantize(
     if not folders and ranges_from is None:
         raise UserError("ranges come from a folder of pictures or from a calibration file: give one")
     if save_ranges is not None:
-        if Path(save_ranges).suffix != ".json":
-            raise UserError(f"cannot write ranges to '{save_ranges}': a calibration file ends in .json")
         check_target(Path(save_ranges))
     digest = weights_sha256(network)
     if ranges_from is not None:

@@ -135,6 +135,8 @@ def quantize(
     from srquant.quantizers import save_artefact
 
     check_apart(target, file, ranges_from, save_ranges)
+    if save_ranges is not None and save_ranges.suffix != ".json":
+        raise UserError(f"cannot write ranges to '{save_ranges}': a calibration file ends in .json")
     if ranges_from is not None:
         quantized = jobs.quantize(file, data, ranges_from=ranges_from, save_ranges=save_ranges, progress=output.Bars())
     else:
