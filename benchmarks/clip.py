@@ -17,7 +17,6 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-import machine
 import speed
 import tables
 
@@ -112,16 +111,12 @@ def _report(
         rows.append([*row, "" if form == "removed" else f"{100 * saving:.0f} %"])
     columns = ["engine", "threads", "clip", "best ms", "median ms", "saving"]
     scale = network.info.scale
-    return "\n".join(
-        [
-            f"**{arguments.model.stem}**: {width}x{height} -> {width * scale}x{height * scale}, {arguments.rounds} "
-            f"rounds in turn, ranges from {arguments.images} pictures; saving: 1 - removed/kept, the median of all "
-            "rounds.  ",
-            machine.describe(),
-            "",
-            tables.table(columns, rows),
-        ]
+    what = (
+        f"**{arguments.model.stem}**: {width}x{height} -> {width * scale}x{height * scale}, {arguments.rounds} "
+        f"rounds in turn, ranges from {arguments.images} pictures; saving: 1 - removed/kept, the median of all "
+        "rounds."
     )
+    return tables.page(what, columns, rows)
 
 
 if __name__ == "__main__":

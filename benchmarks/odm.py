@@ -16,7 +16,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import machine
 import tables
 import torch
 import turns
@@ -124,16 +123,11 @@ def _report(arguments: argparse.Namespace, times: dict[str, list[float]]) -> str
         numbers = f"{min(taken):.0f}", f"{median(taken):.0f}", f"{min(taken) / min(base):.2f}", f"{ratio:.2f}"
         rows.append([name, *numbers])
     columns = ["ODM's step", "best ms", "median ms", "best, against float32", "median, against float32"]
-    return "\n".join(
-        [
-            f"EDSR-baseline x4, batch {arguments.batch}, patches {arguments.patch}x{arguments.patch}, one thread; "
-            f"body with {arguments.bits}-bit weights and activations; {arguments.rounds} rounds in turn.  ",
-            machine.describe(),
-            "",
-            tables.table(columns, rows),
-            "",
-        ]
+    what = (
+        f"EDSR-baseline x4, batch {arguments.batch}, patches {arguments.patch}x{arguments.patch}, one thread; "
+        f"body with {arguments.bits}-bit weights and activations; {arguments.rounds} rounds in turn."
     )
+    return tables.page(what, columns, rows)
 
 
 if __name__ == "__main__":

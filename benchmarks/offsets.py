@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 from statistics import median
 
-import machine
 import numpy as np
 import tables
 import torch
@@ -72,16 +71,11 @@ def _report(arguments: argparse.Namespace, networks: dict[str, QuantizedNetwork]
         numbers = f"{min(taken):.0f}", f"{median(taken):.0f}", f"{min(taken) / min(base):.2f}", f"{ratio:.2f}"
         rows.append([kind, *limited, *numbers])
     columns = ["offsets", "shifted tensors", "limits", "best ms", "median ms", "best / none", "median / none"]
-    return "\n".join(
-        [
-            f"EDSR x2, {arguments.blocks} blocks of 64 channels, {arguments.bits} bit, input {arguments.size}, ONNX "
-            f"Runtime on one thread; {arguments.rounds} rounds in turn.  ",
-            machine.describe(),
-            "",
-            tables.table(columns, rows),
-            "",
-        ]
+    what = (
+        f"EDSR x2, {arguments.blocks} blocks of 64 channels, {arguments.bits} bit, input {arguments.size}, ONNX "
+        f"Runtime on one thread; {arguments.rounds} rounds in turn."
     )
+    return tables.page(what, columns, rows)
 
 
 if __name__ == "__main__":

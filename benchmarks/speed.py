@@ -18,7 +18,6 @@ from pathlib import Path
 from statistics import median
 from typing import TypeVar
 
-import machine
 import tables
 import torch
 from PIL import Image
@@ -137,16 +136,11 @@ def _report(title: str, network: SRNetwork, height: int, width: int, rounds: int
         for name, taken in times.items()
     ]
     columns = ["engine", "best ms", "median ms", "against torch float32", "TOPS"]
-    return "\n".join(
-        [
-            f"**{title}**: {width}x{height} -> {width * scale}x{height * scale}, {operations / 2e9:.1f} GMAC, "
-            f"one thread, {rounds} rounds in turn, 8-bit pixels in and out.  ",
-            machine.describe(),
-            "",
-            tables.table(columns, rows),
-            "",
-        ]
+    what = (
+        f"**{title}**: {width}x{height} -> {width * scale}x{height * scale}, {operations / 2e9:.1f} GMAC, "
+        f"one thread, {rounds} rounds in turn, 8-bit pixels in and out."
     )
+    return tables.page(what, columns, rows)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,18 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import machine
+
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; all columns but the first stand right."""
     lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def page(what: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """What was measured, on which machine, and the table."""
+    return "\n".join([f"{what}  ", machine.describe(), "", table(columns, rows), ""])
 
 
 def insert(document: Path, name: str, text: str) -> None:

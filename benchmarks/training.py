@@ -29,7 +29,6 @@ from pathlib import Path
 from statistics import median
 from typing import Literal
 
-import machine
 import tables
 import torch
 import turns
@@ -252,17 +251,12 @@ def _report(arguments: argparse.Namespace, times: dict[str, list[float]], memory
         "peak MB above rest",
         "against float32",
     ]
-    return "\n".join(
-        [
-            f"EDSR-baseline x4, batch {arguments.batch}, patches {arguments.patch}x{arguments.patch}, one thread; "
-            f"32 convolutions with {arguments.bits}-bit weights ({arguments.weights} range) and activations; "
-            f"{arguments.rounds} rounds in turn.  ",
-            machine.describe(),
-            "",
-            tables.table(columns, rows),
-            "",
-        ]
+    what = (
+        f"EDSR-baseline x4, batch {arguments.batch}, patches {arguments.patch}x{arguments.patch}, one thread; "
+        f"32 convolutions with {arguments.bits}-bit weights ({arguments.weights} range) and activations; "
+        f"{arguments.rounds} rounds in turn."
     )
+    return tables.page(what, columns, rows)
 
 
 if __name__ == "__main__":
