@@ -12,7 +12,7 @@ from typing import Literal
 
 from srquant.config import CalibrationConfig, QuantizationConfig, build
 from srquant.engines import Model, litert_torch, load, open_engine
-from srquant.engines.exported import ExportedFile
+from srquant.engines.exported import ExportedFile, files_of
 from srquant.engines.litert import check_loads
 from srquant.engines.openvino import save_openvino
 from srquant.errors import UserError, unknown
@@ -379,6 +379,5 @@ def _opened(model: ModelOrPath) -> Model:
 
 def _digest(path: Path) -> str:
     """SHA-256 of a model's file; for an OpenVINO model, of the digests of its two files."""
-    if path.suffix != ".xml":
-        return sha256(path)
-    return hashlib.sha256((sha256(path) + sha256(path.with_suffix(".bin"))).encode()).hexdigest()
+    first, *others = map(sha256, files_of(path))
+    return hashlib.sha256("".join([first, *others]).encode()).hexdigest() if others else first

@@ -68,9 +68,11 @@ def export(
             allow_float=allow_float,
             progress=output.Bars(),
         )
-    files = [target, *([target.with_suffix(".bin")] if form == "openvino" else [])]
-    size_of_all = sum(file.stat().st_size for file in files)
-    told = [("wrote", f"{' and '.join(map(str, files))} ({size_of_all / 1000:.0f} kB)")]
+    from srquant.engines.exported import files_of
+
+    written = files_of(target)
+    size_of_all = sum(file.stat().st_size for file in written)
+    told = [("wrote", f"{' and '.join(map(str, written))} ({size_of_all / 1000:.0f} kB)")]
     if form == "litert":
         told += _told_by(target)
     output.pairs(told)

@@ -96,6 +96,11 @@ def _onnx_text(path: Path) -> str | None:
     return next((p.value for p in properties if p.key == METADATA_KEY), None)
 
 
+def files_of(path: Path) -> list[Path]:
+    """All files of a model: of an OpenVINO model (.xml) also its weights (.bin)."""
+    return [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
+
+
 def _openvino_text(path: Path) -> str | None:
     if not path.with_suffix(".bin").is_file():
         raise UserError(f"'{path}' needs its weights '{path.with_suffix('.bin').name}' beside it")

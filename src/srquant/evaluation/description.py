@@ -6,6 +6,7 @@ from pathlib import Path
 
 from srquant.config import QuantizationConfig
 from srquant.engines import Description, ExportedFile, Model
+from srquant.engines.exported import files_of
 from srquant.integer import lower
 from srquant.networks import NETWORKS
 from srquant.networks.cost import halo, macs, parameters
@@ -19,7 +20,7 @@ _LUMA = "luma (Y of full-range BT.601) through the network; Cb and Cr of a colou
 
 def describe_model(model: Model, path: Path) -> list[tuple[str, str]]:
     """Name and value of every fact worth showing."""
-    size = path.stat().st_size + (path.with_suffix(".bin").stat().st_size if path.suffix == ".xml" else 0)
+    size = sum(file.stat().st_size for file in files_of(path))
     on_disk = ("file size", f"{size / 1000:.1f} kB")
     if isinstance(model, ExportedFile):
         told = model.description

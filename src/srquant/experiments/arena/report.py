@@ -130,7 +130,7 @@ def data(ring: Ring, rows: Sequence[Row]) -> dict[str, Any]:
                 "unequal": list(row.unequal),
                 "results": [
                     {"seed": seed, **result.model_dump(mode="json")}
-                    for seed, result in zip(row.seeds or (None,), row.results, strict=False)
+                    for seed, result in zip(row.seeds or (None,) * len(row.results), row.results, strict=True)
                 ],
             }
             for row in rows
